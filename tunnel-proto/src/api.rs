@@ -1,0 +1,354 @@
+//! JSON bodies of the HTTP API. Requests refuse fields that they do not know; answers may gain fields.
+
+use serde::{Deserialize, Serialize};
+
+use crate::code::Code;
+use crate::ids::{CircuitId, TunnelId};
+
+/// The error body of every refused request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ErrorBody {
+    /// The stable code, as `E_POLICY_DENY`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub code: Code,
+    /// Why, as half a sentence.
+    pub why: String,
+    /// What to do next, as half a sentence.
+    pub next: String,
+    /// The particulars, where there are any that the caller may know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// `POST /v1/enrol`: turns a one-time code and a certificate request into a certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EnrolRequest {
+    /// The secret of the code, 64 hexadecimal digits.
+    pub secret: String,
+    /// The id that is asked for; the code may leave a choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The PKCS#10 request, PEM.
+    pub csr: String,
+}
+
+/// Answer to [`EnrolRequest`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EnrolAnswer {
+    /// The SPIFFE id that the certificate names.
+    pub identity: String,
+    /// The chain, leaf first, PEM.
+    pub chain: String,
+    /// The root certificate, PEM; its fingerprint is the code's.
+    pub root: String,
+    /// When the certificate ends, in seconds since 1970.
+    pub expires_at: u64,
+    /// UDP port of the relay.
+    pub udp_port: u16,
+}
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Status {
+    /// The server's node name.
+    pub node: String,
+    /// The server's version.
+    pub version: String,
+    /// Who the server takes the caller for.
+    pub identity: String,
+    /// The server's clock, in seconds since 1970.
+    pub clock: u64,
+    /// Seconds since the server's start.
+    pub uptime_secs: u64,
+    /// The policy revision in force.
+    pub policy_revision: u64,
+}
+
+/// A device, as `GET /v1/devices` lists it. Only what policy lets the caller see is listed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Device {
+    /// The device id.
+    pub id: String,
+    /// The groups that it is in.
+    pub groups: Vec<String>,
+    /// Whether a control link is up, and what is proven about it.
+    pub link: Option<LinkState>,
+    /// The services that the agent offers, as it reported last.
+    pub services: Vec<String>,
+    /// Whether the owner lets anybody in, as the agent reported last.
+    pub access: bool,
+    /// The agent's version, as it reported last.
+    pub version: Option<String>,
+    /// Host keys of its SSH server, as it reported last, each as `<type> <base64>`.
+    pub ssh_host_keys: Vec<String>,
+    /// When it was linked last, in seconds since 1970.
+    pub last_seen: Option<u64>,
+    /// When its certificate ends, in seconds since 1970.
+    pub cert_expires_at: Option<u64>,
+}
+
+/// What the server knows of a device's control link.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LinkState {
+    /// `udp` or `websocket`.
+    pub carrier: String,
+    /// When the link came up, in seconds since 1970.
+    pub since: u64,
+    /// Milliseconds since the last proven round trip; `null` before the first.
+    pub proven_millis_ago: Option<u64>,
+    /// The round trip that was proven last, in milliseconds.
+    pub rtt_millis: Option<u64>,
+    /// How far the agent's clock is from the server's, in seconds; ahead is positive.
+    pub clock_skew_secs: i64,
+    /// `true` when the next proof is overdue.
+    pub overdue: bool,
+}
+
+/// `POST /v1/tunnels`: asks for a tunnel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OpenTunnel {
+    /// The device.
+    pub device: String,
+    /// The services, at least one.
+    pub services: Vec<String>,
+    /// Lifetime in seconds; the server's default if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_secs: Option<u64>,
+    /// Why, for the record and for policies that ask for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Answer to [`OpenTunnel`]: what the CLI needs to attach.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OpenedTunnel {
+    /// The tunnel.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub tunnel: TunnelId,
+    /// The signed grant, base64url.
+    pub grant: String,
+    /// The signed source token, base64url; redeemed once by `POST /v1/tunnels/{id}/attach`.
+    pub token: String,
+    /// The SPIFFE id that the device must prove.
+    pub device_identity: String,
+    /// Host keys of the device's SSH server, each as `<type> <base64>`.
+    pub ssh_host_keys: Vec<String>,
+    /// When the tunnel ends, in seconds since 1970.
+    pub expires_at: u64,
+    /// The policies that decided.
+    pub policies: Vec<String>,
+}
+
+/// `POST /v1/tunnels/{id}/attach`: redeems the source token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AttachTunnel {
+    /// The token, base64url.
+    pub token: String,
+}
+
+/// Answer to [`AttachTunnel`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AttachedTunnel {
+    /// The circuit on the relay.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub circuit: CircuitId,
+    /// The key of the leg, 64 hexadecimal digits.
+    pub leg_key: String,
+    /// UDP port of the relay.
+    pub udp_port: u16,
+}
+
+/// A tunnel, as `GET /v1/tunnels` and `GET /v1/tunnels/{id}` show it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Tunnel {
+    /// The tunnel.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub id: TunnelId,
+    /// Who opened it.
+    pub operator: String,
+    /// Where it leads.
+    pub device: String,
+    /// What it may be used for.
+    pub services: Vec<String>,
+    /// Why it was opened.
+    pub reason: Option<String>,
+    /// `opening`, `open` or `ended`.
+    pub state: String,
+    /// When it was opened, in seconds since 1970.
+    pub opened_at: u64,
+    /// When it ends at the latest, in seconds since 1970.
+    pub expires_at: u64,
+    /// When it ended, in seconds since 1970.
+    pub ended_at: Option<u64>,
+    /// Why it ended.
+    pub end_reason: Option<String>,
+    /// The policy revision that decided.
+    pub policy_revision: u64,
+    /// The policies that decided.
+    pub policies: Vec<String>,
+    /// Datagrams and bytes that the relay forwarded, while it is open.
+    pub traffic: Option<Traffic>,
+}
+
+/// What the relay forwarded for a circuit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Traffic {
+    /// Bytes from the operator to the device, as UDP payload.
+    pub bytes_in: u64,
+    /// Bytes from the device to the operator.
+    pub bytes_out: u64,
+    /// Datagrams from the operator to the device.
+    pub datagrams_in: u64,
+    /// Datagrams from the device to the operator.
+    pub datagrams_out: u64,
+    /// Datagrams that were dropped for want of room, address or allowance.
+    pub dropped: u64,
+    /// Carrier of the operator's leg, once it is bound.
+    pub source_carrier: Option<String>,
+    /// Carrier of the device's leg, once it is bound.
+    pub destination_carrier: Option<String>,
+}
+
+/// `POST /v1/enrol-codes`: makes a one-time code.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MakeEnrolCode {
+    /// `device` or `operator`.
+    pub kind: String,
+    /// The ids that it may make; any of the group if empty.
+    #[serde(default)]
+    pub ids: Vec<String>,
+    /// The group that newcomers are put into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// How often it can be used; 1 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// Lifetime in seconds; one day if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_secs: Option<u64>,
+    /// Whether it may replace an enrolled id, whose certificates are then revoked.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// Answer to [`MakeEnrolCode`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MadeEnrolCode {
+    /// The code, `tnl1_…`: shown once, stored nowhere.
+    pub code: String,
+    /// When it ends, in seconds since 1970.
+    pub expires_at: u64,
+}
+
+/// `POST /v1/revocations`: takes an identity's trust away, at once and for good.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Revoke {
+    /// The SPIFFE id.
+    pub identity: String,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Answer to [`Revoke`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Revoked {
+    /// How many live tunnels were cut.
+    pub tunnels_cut: u64,
+}
+
+/// `POST /v1/policy/check` and `PUT /v1/policy`: a policy set, in Cedar.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PolicyText {
+    /// The policies.
+    pub text: String,
+}
+
+/// Answer of `POST /v1/policy/check`, `PUT /v1/policy` and `GET /v1/policy`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PolicyState {
+    /// The revision: of this text if it is in force, of the one in force otherwise.
+    pub revision: u64,
+    /// How many policies the text has.
+    pub policies: u64,
+    /// What is wrong, with line; empty when the text is good.
+    pub errors: Vec<String>,
+    /// What is odd, and allowed.
+    pub warnings: Vec<String>,
+    /// The text in force, for `GET`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// How many live tunnels the new policy cut, for `PUT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnels_cut: Option<u64>,
+}
+
+/// One record of the audit chain, as `GET /v1/audit` returns it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuditRecord {
+    /// Counts up from 1 without a gap.
+    pub seq: u64,
+    /// Milliseconds since 1970. The order is that of `seq`, not of time.
+    pub time_millis: u64,
+    /// The kind of event, as `tunnel.opened`.
+    pub kind: String,
+    /// The event, as JSON text: exactly the bytes that were hashed.
+    pub body: String,
+    /// SHA-256 of the record before, 64 hexadecimal digits; zeros for the first.
+    pub prev: String,
+    /// SHA-256 over prev, seq, time, kind and body, 64 hexadecimal digits.
+    pub hash: String,
+}
+
+/// A page of the audit chain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuditPage {
+    /// The records, in order.
+    pub records: Vec<AuditRecord>,
+    /// A signed checkpoint of the chain's head, base64url COSE_Sign1.
+    pub checkpoint: Option<String>,
+    /// The key that signs checkpoints, 64 hexadecimal digits.
+    pub checkpoint_key: String,
+}
+
+/// Returns the bytes over which a record is hashed: `prev` is 32 bytes, and each text has its length before it.
+pub fn audit_hash(prev: &[u8; 32], seq: u64, time_millis: u64, kind: &str, body: &str) -> [u8; 32] {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    context.update(b"tunnel audit v1");
+    context.update(prev);
+    context.update(&seq.to_be_bytes());
+    context.update(&time_millis.to_be_bytes());
+    for text in [kind, body] {
+        context.update(&(text.len() as u64).to_be_bytes());
+        context.update(text.as_bytes());
+    }
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    hash
+}

@@ -1,0 +1,364 @@
+//! Messages of the control link and of session streams: CBOR maps with integer keys.
+//!
+//! Fields and kinds that a reader does not know are passed over, so that a device of years ago is still understood.
+//! `docs/protocol.cddl` is the specification.
+
+use crate::code::{Code, Refusal};
+use crate::cose::VerifyingKey;
+use crate::grant::LinkNonce;
+use crate::ids::{CircuitId, TunnelId};
+use crate::keys::Secret;
+use crate::names::{NodeName, ServiceName};
+use crate::time::UnixTime;
+
+/// What an agent tells the server.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[non_exhaustive]
+pub enum FromAgent {
+    /// First message on a control link.
+    #[n(0)]
+    Hello(#[n(0)] Hello),
+    /// Answer to an offer.
+    #[n(1)]
+    OfferAnswer(#[n(0)] OfferAnswer),
+    /// Redeems the destination token of a tunnel.
+    #[n(2)]
+    Attach(#[n(0)] Attach),
+    /// A tunnel has ended at the device: confirms a cut, or tells that the device itself ended it.
+    #[n(3)]
+    TunnelEnded(#[n(0)] TunnelEnded),
+    /// Keepalive; the server answers each with [`FromServer::Pong`].
+    #[n(4)]
+    Ping(#[n(0)] Ping),
+    /// Asks for a fresh certificate for the same key or a new one: a PKCS#10 request, DER.
+    #[n(5)]
+    Renew(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>),
+    /// What the device says of itself has changed; replaces what [`Hello`] said.
+    #[n(6)]
+    Report(#[n(0)] Report),
+    /// A session in a tunnel has ended.
+    #[n(7)]
+    SessionEnded(#[n(0)] SessionEnded),
+}
+
+/// What the server tells an agent.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[non_exhaustive]
+pub enum FromServer {
+    /// Answer to [`Hello`]: the agent is linked.
+    #[n(0)]
+    Welcome(#[n(0)] Welcome),
+    /// A tunnel that was decided; the agent accepts or refuses it.
+    #[n(1)]
+    Offer(#[n(0)] Offer),
+    /// Answer to [`Attach`].
+    #[n(2)]
+    Attached(#[n(0)] Attached),
+    /// Refusal of [`Attach`].
+    #[n(3)]
+    AttachRefused(#[n(0)] EndTunnel),
+    /// Ends a tunnel, whatever goes on in it. The agent confirms with [`FromAgent::TunnelEnded`].
+    #[n(4)]
+    EndTunnel(#[n(0)] EndTunnel),
+    /// Answer to [`FromAgent::Ping`].
+    #[n(5)]
+    Pong(#[n(0)] Pong),
+    /// Answer to [`FromAgent::Renew`]: the new chain, leaf first, each DER.
+    #[n(6)]
+    Renewed(#[n(0)] Renewed),
+    /// Refusal of [`FromAgent::Renew`].
+    #[n(7)]
+    RenewRefused(#[n(0)] Refusal),
+    /// The server ends the link in good order; the agent comes back after the given time.
+    #[n(8)]
+    Goodbye(#[n(0)] Goodbye),
+}
+
+/// First message on a control link.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Hello {
+    /// Version of the agent, as `0.1.0`.
+    #[n(0)]
+    pub version: String,
+    /// Fresh for each link; grants name it.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub nonce: LinkNonce,
+    /// The agent's clock.
+    #[n(2)]
+    pub clock: UnixTime,
+    /// What the device says of itself.
+    #[n(3)]
+    pub report: Report,
+    /// Tunnels that are alive at the device from before this link.
+    #[n(4)]
+    pub tunnels: Vec<TunnelId>,
+}
+
+/// What a device says of itself. The server never takes it for more than a claim.
+#[derive(Clone, PartialEq, Eq, Debug, Default, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Report {
+    /// The services that the agent offers.
+    #[n(0)]
+    pub services: Vec<ServiceName>,
+    /// Host keys of the device's SSH server, each as `<type> <base64>`.
+    #[n(1)]
+    pub ssh_host_keys: Vec<String>,
+    /// Whether the owner lets anybody in.
+    #[n(2)]
+    pub access: bool,
+    /// The operating system, as `linux/x86_64`.
+    #[n(3)]
+    pub platform: String,
+}
+
+/// Answer to [`Hello`].
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Welcome {
+    /// The server that the agent is linked to.
+    #[n(0)]
+    pub node: NodeName,
+    /// The server's clock. The link is authenticated, so the agent may lean on it.
+    #[n(1)]
+    pub clock: UnixTime,
+    /// The key that grants are signed with.
+    #[n(2)]
+    pub grant_key: VerifyingKey,
+    /// Which of the agent's tunnels the server no longer knows; the agent ends them.
+    #[n(3)]
+    pub ended: Vec<TunnelId>,
+}
+
+/// A tunnel that was decided.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Offer {
+    /// The signed [`crate::grant::Grant`].
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub grant: Vec<u8>,
+    /// The signed [`crate::token::AccessToken`] of the destination leg.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub token: Vec<u8>,
+    /// The tunnel, so that a grant which cannot be read can still be refused by name.
+    #[n(2)]
+    pub tunnel: TunnelId,
+}
+
+/// Answer to [`Offer`].
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct OfferAnswer {
+    /// The tunnel.
+    #[n(0)]
+    pub tunnel: TunnelId,
+    /// Why the device does not take it; `None` when it does.
+    #[n(1)]
+    pub refused: Option<Refusal>,
+}
+
+/// Redeems a destination token.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Attach {
+    /// The tunnel.
+    #[n(0)]
+    pub tunnel: TunnelId,
+    /// The token, as it came in the offer.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub token: Vec<u8>,
+}
+
+/// A leg is admitted.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Attached {
+    /// The tunnel.
+    #[n(0)]
+    pub tunnel: TunnelId,
+    /// The circuit on the relay.
+    #[n(1)]
+    pub circuit: CircuitId,
+    /// The key of the leg.
+    #[n(2)]
+    pub leg_key: Secret,
+    /// UDP port of the relay; its host is the server's.
+    #[n(3)]
+    pub udp_port: u16,
+    /// TCP port of the WebSocket carrier; its host is the server's.
+    #[n(4)]
+    pub websocket_port: u16,
+}
+
+/// Ends a tunnel, or refuses to attach it.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct EndTunnel {
+    /// The tunnel.
+    #[n(0)]
+    pub tunnel: TunnelId,
+    /// Why.
+    #[n(1)]
+    pub reason: Refusal,
+}
+
+/// Tells that a tunnel has ended at the device.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct TunnelEnded {
+    /// The tunnel.
+    #[n(0)]
+    pub tunnel: TunnelId,
+    /// Why.
+    #[n(1)]
+    pub reason: Code,
+    /// Sessions that it carried.
+    #[n(2)]
+    pub sessions: u64,
+}
+
+/// Tells that a session has ended at the device, or was refused there.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct SessionEnded {
+    /// The tunnel.
+    #[n(0)]
+    pub tunnel: TunnelId,
+    /// The service that was asked for. Not a [`ServiceName`]: what was refused may be none.
+    #[n(1)]
+    pub service: String,
+    /// Why it was refused; `None` when it took place.
+    #[n(2)]
+    pub refused: Option<Code>,
+    /// Milliseconds from its start to its end.
+    #[n(3)]
+    pub millis: u64,
+    /// Bytes from the operator to the service.
+    #[n(4)]
+    pub bytes_in: u64,
+    /// Bytes from the service to the operator.
+    #[n(5)]
+    pub bytes_out: u64,
+}
+
+/// Keepalive of the control link.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Ping {
+    /// Counts up from 0 on each link.
+    #[n(0)]
+    pub seq: u64,
+    /// The [`Pong::proof`] of the last answer; proves that it arrived.
+    #[n(1)]
+    pub proof: u64,
+    /// After how many seconds the next one comes at the latest.
+    #[n(2)]
+    pub next_secs: u32,
+    /// Round trip of the last keepalive as the agent measured it, in milliseconds.
+    #[n(3)]
+    pub rtt_millis: Option<u32>,
+}
+
+/// Answer to [`Ping`].
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Pong {
+    /// The number of the ping.
+    #[n(0)]
+    pub seq: u64,
+    /// Random; the next ping echoes it.
+    #[n(1)]
+    pub proof: u64,
+    /// The address and port from which the server hears the agent, as text. If it changes while the agent's own has not,
+    /// a NAT has forgotten the binding.
+    #[n(2)]
+    pub seen_as: String,
+    /// The server's clock.
+    #[n(3)]
+    pub clock: UnixTime,
+}
+
+/// A fresh certificate.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Renewed {
+    /// The chain, leaf first, each DER.
+    #[n(0)]
+    pub chain: Vec<minicbor::bytes::ByteVec>,
+}
+
+/// Orderly end of a link by the server.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Goodbye {
+    /// Why.
+    #[n(0)]
+    pub reason: Refusal,
+    /// Earliest time to come back, in milliseconds from now.
+    #[n(1)]
+    pub after_millis: u64,
+}
+
+/// First frame of a session stream, from the operator.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct OpenSession {
+    /// The service, as text: the agent parses it and refuses what is no name.
+    #[n(0)]
+    pub service: String,
+}
+
+/// Answer to [`OpenSession`]; bytes of the service follow it on the stream.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct SessionAnswer {
+    /// Why there is no session; `None` when there is one.
+    #[n(0)]
+    pub refused: Option<Refusal>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_message_reads_back() {
+        let message = FromAgent::Hello(Hello {
+            version: "0.1.0".into(),
+            nonce: [3; 16],
+            clock: UnixTime::from_secs(7),
+            report: Report { services: vec!["ssh".parse().unwrap()], access: true, ..Report::default() },
+            tunnels: vec![TunnelId::from_bytes([1; 16])],
+        });
+        let bytes = frame::encode(&message);
+        let length = frame::length(bytes[..4].try_into().unwrap()).unwrap();
+        assert_eq!(length, bytes.len() - 4);
+        assert_eq!(frame::decode::<FromAgent>(&bytes[4..]).unwrap(), message);
+    }
+
+    #[test]
+    fn unknown_fields_are_passed_over() {
+        let mut e = minicbor::Encoder::new(Vec::new());
+        e.map(2).unwrap().u8(0).unwrap().str("ssh").unwrap().u8(99).unwrap().array(1).unwrap().bool(true).unwrap();
+        assert_eq!(frame::decode::<OpenSession>(e.writer()).unwrap(), OpenSession { service: "ssh".into() });
+    }
+
+    #[test]
+    fn a_frame_above_the_bound_is_refused() {
+        assert!(frame::length(60_000u32.to_be_bytes()).is_ok());
+        assert!(matches!(frame::length(60_001u32.to_be_bytes()), Err(frame::FrameError::TooLong(60_001))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = frame::decode::<FromAgent>(&bytes);
+            let _ = frame::decode::<FromServer>(&bytes);
+            let _ = frame::decode::<OpenSession>(&bytes);
+            let _ = frame::decode::<SessionAnswer>(&bytes);
+        }
+    }
+}
