@@ -20,6 +20,7 @@ pub mod grant;
 pub mod ids;
 pub mod keepalive;
 pub mod keys;
+pub mod leg;
 
 pub mod message;
 pub mod names;

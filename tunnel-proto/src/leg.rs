@@ -1,0 +1,637 @@
+//! An end's side of a leg: which carrier its datagrams take, and whether the relay still hears it.
+//!
+//! UDP is tried first and WebSocket after a short head start; the first carrier on which the relay confirms a bind is
+//! taken. A live leg moves to UDP when it works again, and away from a carrier on which the relay falls silent. The shell
+//! owns sockets and clocks; this machine owns the decisions.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::bind::{Control, Kind, Role, SIZE};
+use crate::carrier::Carrier;
+use crate::code::Code;
+use crate::defaults::UDP_HEAD_START;
+use crate::ids::CircuitId;
+use crate::keys::LegKey;
+
+/// Pauses between the binds of one probe. The last is how long the final one may take.
+const PROBE_PAUSES: [Duration; 5] = [
+    Duration::from_millis(200),
+    Duration::from_millis(300),
+    Duration::from_millis(500),
+    Duration::from_millis(1000),
+    Duration::from_millis(1000),
+];
+
+/// After how many unanswered binds a carrier that carries data is doubted and another one is tried beside it.
+const DOUBT_AFTER: usize = 3;
+
+/// How long data may wait for any answer before the relay is asked whether it is there.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(800);
+
+/// How long a leg may be quiet before it asks whether the relay is there. With the length of a probe it bounds how late a
+/// silent relay is noticed: within 15 seconds.
+const QUIET_PATIENCE: Duration = Duration::from_secs(10);
+
+/// First pause before a failed carrier is tried again while there is no other.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+
+/// Longest pause before a failed carrier is tried again while there is no other.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// Pause before UDP is tried again while WebSocket works; doubled up to [`UPGRADE_MAX`].
+const UPGRADE_FIRST: Duration = Duration::from_secs(15);
+
+/// Longest pause between attempts to get back to UDP.
+const UPGRADE_MAX: Duration = Duration::from_secs(240);
+
+/// What the shell saw of data since the last call.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Activity {
+    /// When data was received last, over any carrier.
+    pub received: Option<Instant>,
+    /// Since when sent data waits for anything to be received; `None` when nothing waits.
+    pub waiting_since: Option<Instant>,
+}
+
+/// What the shell is to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Set up a carrier afresh, and tell by [`Leg::handle_ready`] or [`Leg::handle_failed`].
+    Start(Carrier),
+    /// Give a carrier up.
+    Stop(Carrier),
+    /// Send a control datagram over a carrier.
+    Send(Carrier, [u8; SIZE]),
+    /// Data goes over this carrier from now on; what comes over another one is still taken.
+    Use(Carrier),
+    /// Whether the relay is silent has changed.
+    Silent(bool),
+    /// The relay says that the circuit has ended.
+    Ended(Code),
+}
+
+#[derive(Debug)]
+enum Slot {
+    /// Not in use; to be tried at the time, if any.
+    Off { retry: Option<Instant> },
+    /// The shell sets it up.
+    Starting,
+    /// It can send; whether it is heard is for the probe to show.
+    Up { probe: Option<Probe>, challenge: u64 },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    /// Counter of its first bind; an answer to an earlier one says nothing.
+    first: u64,
+    sent: usize,
+    next: Instant,
+}
+
+/// The state of one leg at its end.
+#[derive(Debug)]
+pub struct Leg {
+    circuit: CircuitId,
+    role: Role,
+    key: LegKey,
+    counter: u64,
+    slots: [Slot; 2],
+    failures: [u32; 2],
+    active: Option<Carrier>,
+    /// The counter whose bind made `active` so: an answer to an older one does not undo it.
+    active_counter: u64,
+    confirmed: Instant,
+    websocket_start: Option<Instant>,
+    silent: bool,
+    ended: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Leg {
+    /// Starts a leg that the relay has admitted.
+    pub fn new(now: Instant, circuit: CircuitId, role: Role, key: LegKey) -> Self {
+        let mut leg = Self {
+            circuit,
+            role,
+            key,
+            counter: 0,
+            slots: [Slot::Starting, Slot::Off { retry: None }],
+            failures: [0; 2],
+            active: None,
+            active_counter: 0,
+            confirmed: now,
+            websocket_start: Some(now + UDP_HEAD_START),
+            silent: false,
+            ended: false,
+            outputs: VecDeque::new(),
+        };
+        leg.outputs.push_back(Output::Start(Carrier::Udp));
+        leg
+    }
+
+    /// The shell has set a carrier up.
+    pub fn handle_ready(&mut self, now: Instant, carrier: Carrier) {
+        if matches!(self.slots[index(carrier)], Slot::Starting) && !self.ended {
+            self.slots[index(carrier)] = Slot::Up { probe: None, challenge: 0 };
+            self.begin_probe(now, carrier);
+        }
+    }
+
+    /// A carrier could not be set up, or broke.
+    pub fn handle_failed(&mut self, now: Instant, carrier: Carrier) {
+        if self.ended || matches!(self.slots[index(carrier)], Slot::Off { .. }) {
+            return;
+        }
+        self.give_up(now, carrier);
+        self.doubt(carrier);
+    }
+
+    /// A control datagram came over a carrier. Anything that the relay did not make is passed over.
+    pub fn handle_control(&mut self, now: Instant, carrier: Carrier, datagram: &[u8]) {
+        let Some(control) = Control::decode(datagram) else { return };
+        let ours = control.circuit == self.circuit && control.role == self.role && !self.ended;
+        if !ours || control.kind == Kind::Bind || !Control::is_authentic(datagram, &self.key) {
+            return;
+        }
+        match control.kind {
+            Kind::Bound => self.bound(now, carrier, control.counter),
+            Kind::Challenge => self.challenged(now, carrier, control),
+            Kind::Ended => self.end(Code::from_number(control.value)),
+            Kind::Bind => {}
+        }
+    }
+
+    /// The machine's network has changed: what was known of the carriers may be wrong.
+    pub fn handle_network_change(&mut self, now: Instant) {
+        if self.ended {
+            return;
+        }
+        for carrier in [Carrier::Udp, Carrier::WebSocket] {
+            self.failures[index(carrier)] = 0;
+            self.stop(carrier, None);
+        }
+        self.start(Carrier::Udp);
+        self.websocket_start = Some(now + UDP_HEAD_START);
+    }
+
+    /// Goes on with the time. Call it when [`Leg::poll_timeout`] has come.
+    pub fn handle_timeout(&mut self, now: Instant, activity: Activity) {
+        if self.ended {
+            return;
+        }
+        if let Some(received) = activity.received {
+            self.confirmed = self.confirmed.max(received);
+        }
+        for carrier in [Carrier::Udp, Carrier::WebSocket] {
+            self.continue_probe(now, carrier);
+            if matches!(self.slots[index(carrier)], Slot::Off { retry: Some(at) } if now >= at) {
+                self.start(carrier);
+            }
+        }
+        self.look(now, activity);
+        if self.websocket_start.is_some_and(|at| now >= at) {
+            self.websocket_start = None;
+            if matches!(self.slots[index(Carrier::WebSocket)], Slot::Off { .. }) {
+                self.start(Carrier::WebSocket);
+            }
+        }
+    }
+
+    /// Returns when [`Leg::handle_timeout`] is to be called next. Any other call may change the answer.
+    pub fn poll_timeout(&self, activity: Activity) -> Option<Instant> {
+        if self.ended {
+            return None;
+        }
+        let slots = self.slots.iter().filter_map(|slot| match slot {
+            Slot::Off { retry } => *retry,
+            Slot::Starting => None,
+            Slot::Up { probe, .. } => probe.map(|probe| probe.next),
+        });
+        let look = self.active.filter(|&active| self.is_at_rest(active)).map(|_| {
+            let heard = self.confirmed.max(activity.received.unwrap_or(self.confirmed));
+            match activity.waiting_since {
+                Some(since) => since.max(self.confirmed) + ANSWER_PATIENCE,
+                None => heard + QUIET_PATIENCE,
+            }
+        });
+        slots.chain(self.websocket_start).chain(look).min()
+    }
+
+    /// Returns what is to be done next. Call it after every other call until it returns `None`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Returns the carrier that data takes.
+    pub const fn active(&self) -> Option<Carrier> {
+        self.active
+    }
+
+    /// Asks the relay whether it is there when data waits, or when all has been quiet for long.
+    fn look(&mut self, now: Instant, activity: Activity) {
+        let Some(active) = self.active.filter(|&active| self.is_at_rest(active)) else { return };
+        let due = match activity.waiting_since {
+            Some(since) => since.max(self.confirmed) + ANSWER_PATIENCE,
+            None => self.confirmed + QUIET_PATIENCE,
+        };
+        if now >= due {
+            self.begin_probe(now, active);
+        }
+    }
+
+    /// Says whether a carrier can send and no probe is under way.
+    fn is_at_rest(&self, carrier: Carrier) -> bool {
+        matches!(self.slots[index(carrier)], Slot::Up { probe: None, .. })
+    }
+
+    fn begin_probe(&mut self, now: Instant, carrier: Carrier) {
+        let first = self.counter + 1;
+        if let Slot::Up { probe, .. } = &mut self.slots[index(carrier)] {
+            *probe = Some(Probe { first, sent: 0, next: now });
+            self.continue_probe(now, carrier);
+        }
+    }
+
+    fn continue_probe(&mut self, now: Instant, carrier: Carrier) {
+        let Slot::Up { probe: Some(probe), .. } = &mut self.slots[index(carrier)] else { return };
+        if now < probe.next {
+            return;
+        }
+        let Some(&pause) = PROBE_PAUSES.get(probe.sent) else {
+            self.give_up(now, carrier);
+            self.doubt(carrier);
+            return;
+        };
+        probe.sent += 1;
+        probe.next = now + pause;
+        let doubtful = probe.sent > DOUBT_AFTER;
+        self.send_bind(carrier);
+        if doubtful {
+            self.doubt(carrier);
+        }
+    }
+
+    fn send_bind(&mut self, carrier: Carrier) {
+        let Slot::Up { challenge, .. } = self.slots[index(carrier)] else { return };
+        self.counter += 1;
+        let bind = Control {
+            kind: Kind::Bind,
+            circuit: self.circuit,
+            role: self.role,
+            counter: self.counter,
+            value: challenge,
+        };
+        self.outputs.push_back(Output::Send(carrier, bind.encode(&self.key)));
+    }
+
+    /// A carrier does not answer. If it is the one in use, the other is tried at once; so it is in place of the rest of
+    /// UDP's head start. Afterwards each is tried again in its own time.
+    fn doubt(&mut self, carrier: Carrier) {
+        let falls_silent = self.active == Some(carrier) && !self.silent;
+        if falls_silent {
+            self.silent = true;
+            self.outputs.push_back(Output::Silent(true));
+        }
+        let other = other(carrier);
+        let cut_short = other == Carrier::WebSocket && self.websocket_start.take().is_some();
+        if (falls_silent || cut_short) && matches!(self.slots[index(other)], Slot::Off { .. }) {
+            self.start(other);
+        }
+    }
+
+    fn bound(&mut self, now: Instant, carrier: Carrier, counter: u64) {
+        let Slot::Up { probe, .. } = &mut self.slots[index(carrier)] else { return };
+        if !probe.is_some_and(|probe| counter >= probe.first) || counter > self.counter {
+            return;
+        }
+        *probe = None;
+        self.failures[index(carrier)] = 0;
+        self.confirmed = now;
+        if counter < self.active_counter {
+            // The relay has taken a later bind over another carrier since: ask again where it is heard better.
+            if carrier == Carrier::Udp {
+                self.begin_probe(now, carrier);
+            }
+            return;
+        }
+        self.active_counter = counter;
+        if self.silent {
+            self.silent = false;
+            self.outputs.push_back(Output::Silent(false));
+        }
+        if self.active != Some(carrier) {
+            self.active = Some(carrier);
+            self.outputs.push_back(Output::Use(carrier));
+            self.settle(now, carrier);
+        }
+    }
+
+    /// One carrier works: the others are given up, and UDP is tried again later if it is not the one.
+    fn settle(&mut self, now: Instant, carrier: Carrier) {
+        self.websocket_start = None;
+        match carrier {
+            Carrier::Udp => {
+                self.failures = [0; 2];
+                self.stop(Carrier::WebSocket, None);
+            }
+            Carrier::WebSocket => {
+                let failures = &mut self.failures[index(Carrier::Udp)];
+                let pause = UPGRADE_FIRST.saturating_mul(1 << (*failures).min(8)).min(UPGRADE_MAX);
+                match self.slots[index(Carrier::Udp)] {
+                    // A probe under way decides by itself, and the pause follows it.
+                    Slot::Starting | Slot::Up { .. } => {}
+                    Slot::Off { .. } => self.slots[index(Carrier::Udp)] = Slot::Off { retry: Some(now + pause) },
+                }
+            }
+        }
+    }
+
+    fn challenged(&mut self, now: Instant, carrier: Carrier, control: Control) {
+        if let Slot::Up { challenge, probe: Some(probe) } = &mut self.slots[index(carrier)]
+            && control.counter >= probe.first
+            && control.counter <= self.counter
+            && *challenge != control.value
+        {
+            *challenge = control.value;
+            probe.next = now + PROBE_PAUSES[0];
+            self.send_bind(carrier);
+        }
+    }
+
+    fn end(&mut self, code: Code) {
+        self.ended = true;
+        for carrier in [Carrier::Udp, Carrier::WebSocket] {
+            self.stop(carrier, None);
+        }
+        self.outputs.push_back(Output::Ended(code));
+    }
+
+    fn start(&mut self, carrier: Carrier) {
+        self.slots[index(carrier)] = Slot::Starting;
+        self.outputs.push_back(Output::Start(carrier));
+    }
+
+    fn stop(&mut self, carrier: Carrier, retry: Option<Instant>) {
+        let before = std::mem::replace(&mut self.slots[index(carrier)], Slot::Off { retry });
+        if !matches!(before, Slot::Off { .. }) {
+            self.outputs.push_back(Output::Stop(carrier));
+        }
+    }
+
+    /// Stops a carrier that does not work and says when it is tried again.
+    fn give_up(&mut self, now: Instant, carrier: Carrier) {
+        let was_active = self.active == Some(carrier);
+        let other_works = self.active.is_some() && !was_active && !self.silent;
+        let failures = self.failures[index(carrier)];
+        let (first, max) = if other_works { (UPGRADE_FIRST, UPGRADE_MAX) } else { (RETRY_FIRST, RETRY_MAX) };
+        let pause = first.saturating_mul(1 << failures.min(8)).min(max);
+        self.failures[index(carrier)] = failures + 1;
+        // With UDP at work WebSocket is not needed at all; it is started again when UDP is doubted.
+        let retry = if other_works && carrier == Carrier::WebSocket { None } else { Some(now + pause) };
+        self.stop(carrier, retry);
+    }
+}
+
+const fn index(carrier: Carrier) -> usize {
+    match carrier {
+        Carrier::Udp => 0,
+        Carrier::WebSocket => 1,
+    }
+}
+
+const fn other(carrier: Carrier) -> Carrier {
+    match carrier {
+        Carrier::Udp => Carrier::WebSocket,
+        Carrier::WebSocket => Carrier::Udp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Secret;
+
+    const CIRCUIT: CircuitId = CircuitId::from_bytes([1; 16]);
+    /// One way to the relay.
+    const DELAY: Duration = Duration::from_millis(20);
+
+    fn key() -> LegKey {
+        LegKey::new(Secret::new([7; 32]))
+    }
+
+    /// A leg, two carriers that can be blocked, and a relay that follows the rules of `bind`.
+    struct World {
+        now: Instant,
+        leg: Leg,
+        passes: [bool; 2],
+        bound: Option<(Carrier, u64)>,
+        last_counter: u64,
+        under_way: VecDeque<(Instant, Carrier, [u8; SIZE])>,
+        ready: VecDeque<(Instant, Carrier)>,
+        activity: Activity,
+        silent: bool,
+        ended: Option<Code>,
+        steps: usize,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self {
+                now,
+                leg: Leg::new(now, CIRCUIT, Role::Source, key()),
+                passes: [true; 2],
+                bound: None,
+                last_counter: 0,
+                under_way: VecDeque::new(),
+                ready: VecDeque::new(),
+                activity: Activity::default(),
+                silent: false,
+                ended: None,
+                steps: 0,
+            }
+        }
+
+        /// The relay's rules: a later counter, and a challenge for every other address than the bound one.
+        fn relay(&mut self, carrier: Carrier, datagram: &[u8]) {
+            let control = Control::decode(datagram).unwrap();
+            assert!(Control::is_authentic(datagram, &key()), "the leg signs what it sends");
+            if control.counter <= self.last_counter {
+                return;
+            }
+            let challenge = 1000 + index(carrier) as u64;
+            let moves = self.bound.is_some_and(|(bound, _)| bound != carrier);
+            self.last_counter = control.counter;
+            let kind = if moves && control.value != challenge { Kind::Challenge } else { Kind::Bound };
+            if kind == Kind::Bound {
+                self.bound = Some((carrier, control.counter));
+            }
+            let value = if kind == Kind::Challenge { challenge } else { 0 };
+            let answer = Control { kind, value, ..control };
+            self.under_way.push_back((self.now + DELAY * 2, carrier, answer.encode(&key())));
+        }
+
+        fn drain(&mut self) {
+            while let Some(output) = self.leg.poll_output() {
+                match output {
+                    Output::Start(carrier) => self.ready.push_back((self.now + DELAY, carrier)),
+                    Output::Stop(carrier) => self.ready.retain(|(_, c)| *c != carrier),
+                    Output::Send(carrier, datagram) if self.passes[index(carrier)] => self.relay(carrier, &datagram),
+                    Output::Send(..) | Output::Use(_) => {}
+                    Output::Silent(silent) => self.silent = silent,
+                    Output::Ended(code) => self.ended = Some(code),
+                }
+            }
+        }
+
+        /// Goes to the next thing that happens, at most to `end`.
+        fn step(&mut self, end: Instant) {
+            self.drain();
+            self.steps += 1;
+            let answer = self.under_way.iter().map(|a| a.0).min();
+            let ready = self.ready.iter().map(|r| r.0).min();
+            let timeout = self.leg.poll_timeout(self.activity);
+            let next = [answer, ready, timeout].into_iter().flatten().min().unwrap_or(end).min(end);
+            self.now = self.now.max(next);
+            if let Some(at) = self.under_way.iter().position(|a| a.0 <= self.now) {
+                let (_, carrier, datagram) = self.under_way.remove(at).unwrap();
+                if self.passes[index(carrier)] {
+                    self.leg.handle_control(self.now, carrier, &datagram);
+                }
+            } else if let Some(at) = self.ready.iter().position(|r| r.0 <= self.now) {
+                let (_, carrier) = self.ready.remove(at).unwrap();
+                self.leg.handle_ready(self.now, carrier);
+            } else {
+                self.leg.handle_timeout(self.now, self.activity);
+            }
+            self.drain();
+        }
+
+        /// Runs until the state is there; panics after `limit`. Returns how long it took.
+        fn until(&mut self, limit: Duration, what: &str, done: impl Fn(&Self) -> bool) -> Duration {
+            let start = self.now;
+            while !done(self) {
+                assert!(self.now < start + limit, "not within {limit:?}: {what}");
+                self.step(start + limit);
+            }
+            self.now - start
+        }
+
+        fn run(&mut self, time: Duration) {
+            let end = self.now + time;
+            while self.now < end {
+                self.step(end);
+            }
+        }
+    }
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn udp_is_taken_where_it_passes() {
+        let mut world = World::new();
+        let took = world.until(secs(1), "UDP in use", |w| w.leg.active() == Some(Carrier::Udp));
+        assert!(took <= DELAY * 4, "{took:?}");
+        world.run(secs(300));
+        assert_eq!(world.leg.active(), Some(Carrier::Udp));
+        assert!(world.steps < 400, "{} steps in five quiet minutes", world.steps);
+    }
+
+    #[test]
+    fn websocket_is_taken_where_udp_is_blocked_and_left_when_it_passes_again() {
+        let mut world = World::new();
+        world.passes = [false, true];
+        world.until(secs(1), "WebSocket in use", |w| w.leg.active() == Some(Carrier::WebSocket));
+        world.run(secs(120));
+        assert_eq!(world.leg.active(), Some(Carrier::WebSocket));
+        world.passes = [true, true];
+        world.until(secs(250), "UDP in use", |w| w.leg.active() == Some(Carrier::Udp));
+        assert_eq!(world.bound.unwrap().0, Carrier::Udp);
+        world.run(secs(60));
+        assert_eq!(world.leg.active(), Some(Carrier::Udp));
+    }
+
+    #[test]
+    fn a_ban_of_udp_is_left_for_websocket_while_data_waits() {
+        let mut world = World::new();
+        world.run(secs(5));
+        world.passes = [false, true];
+        world.activity.waiting_since = Some(world.now);
+        let took = world.until(secs(3), "WebSocket in use", |w| w.leg.active() == Some(Carrier::WebSocket));
+        assert!(took <= secs(3), "{took:?}");
+        assert!(!world.silent);
+    }
+
+    #[test]
+    fn a_silent_relay_is_noticed_in_time_and_found_again() {
+        let mut world = World::new();
+        world.run(secs(60));
+        world.passes = [false, false];
+        let took = world.until(secs(15), "silence noticed", |w| w.silent);
+        assert!(took <= secs(15), "{took:?}");
+        world.run(secs(60));
+        assert!(world.steps < 2000, "{} steps", world.steps);
+        world.passes = [true, true];
+        let took = world.until(secs(5), "heard again", |w| !w.silent);
+        assert!(took <= secs(5), "{took:?}");
+    }
+
+    #[test]
+    fn a_silent_relay_is_noticed_at_once_while_data_waits() {
+        let mut world = World::new();
+        world.run(secs(5));
+        world.passes = [false, false];
+        world.activity.waiting_since = Some(world.now);
+        world.until(secs(3), "silence noticed", |w| w.silent);
+    }
+
+    #[test]
+    fn an_end_is_believed_only_from_the_relay() {
+        let mut world = World::new();
+        world.run(secs(1));
+        let ended = Control {
+            kind: Kind::Ended,
+            circuit: CIRCUIT,
+            role: Role::Source,
+            counter: 0,
+            value: Code::PolicyChanged as u64,
+        };
+        let forged = ended.encode(&LegKey::new(Secret::new([8; 32])));
+        world.leg.handle_control(world.now, Carrier::Udp, &forged);
+        world.drain();
+        assert_eq!(world.ended, None);
+        world.leg.handle_control(world.now, Carrier::Udp, &ended.encode(&key()));
+        world.drain();
+        assert_eq!(world.ended, Some(Code::PolicyChanged));
+        assert_eq!(world.leg.poll_timeout(Activity::default()), None);
+    }
+
+    #[test]
+    fn a_changed_network_is_bound_again_within_a_round_trip() {
+        let mut world = World::new();
+        world.run(secs(5));
+        let before = world.bound.unwrap().1;
+        world.leg.handle_network_change(world.now);
+        let took = world.until(secs(1), "bound again", |w| w.bound.unwrap().1 > before);
+        assert!(took <= DELAY * 3, "{took:?}");
+    }
+
+    #[test]
+    fn carriers_that_fail_at_once_do_not_make_it_spin() {
+        let mut world = World::new();
+        for _ in 0..1000 {
+            world.drain();
+            if let Some((_, carrier)) = world.ready.pop_front() {
+                world.leg.handle_failed(world.now, carrier);
+            } else if let Some(next) = world.leg.poll_timeout(world.activity) {
+                world.now = world.now.max(next);
+                world.leg.handle_timeout(world.now, world.activity);
+            }
+        }
+        let spent = world.now - Instant::now();
+        assert!(spent > secs(300), "1,000 steps took only {spent:?}");
+    }
+}
