@@ -147,6 +147,14 @@ impl Leg {
         self.doubt(carrier);
     }
 
+    /// Something hints that a carrier does not work: an ICMP answer, or an error in sending. Anybody can forge the former,
+    /// so it only makes the leg ask.
+    pub fn handle_hint(&mut self, now: Instant, carrier: Carrier) {
+        if self.is_at_rest(carrier) && !self.ended {
+            self.begin_probe(now, carrier);
+        }
+    }
+
     /// A control datagram came over a carrier. Anything that the relay did not make is passed over.
     pub fn handle_control(&mut self, now: Instant, carrier: Carrier, datagram: &[u8]) {
         let Some(control) = Control::decode(datagram) else { return };

@@ -1,0 +1,110 @@
+//! Where a server is.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+/// Address of a server: a host, the TCP port of its API and WebSocket carrier, and the UDP port of its relay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServerAddr {
+    /// DNS name or IP address, without brackets.
+    pub host: String,
+    /// Port of the API and of the WebSocket carrier.
+    pub tcp_port: u16,
+    /// Port of the relay and of control links.
+    pub udp_port: u16,
+}
+
+/// Tells that a text is no address of a server.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not `host:port`; an IPv6 address needs brackets, as `[2001:db8::1]:8443`")]
+pub struct AddrError(String);
+
+impl ServerAddr {
+    /// Replaces the UDP port.
+    #[must_use]
+    pub fn with_udp_port(mut self, port: u16) -> Self {
+        self.udp_port = port;
+        self
+    }
+
+    /// Looks up the addresses of a port, IPv6 and IPv4 in turn, in the order in which they are to be tried
+    /// (RFC 8305 section 4).
+    ///
+    /// # Errors
+    /// Returns what the resolver says, or that the name has no address.
+    pub async fn resolve(&self, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let found: Vec<_> = tokio::net::lookup_host((self.host.as_str(), port)).await?.collect();
+        if found.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("`{}` has no address", self.host)));
+        }
+        let (mut v6, mut v4): (Vec<_>, Vec<_>) = found.into_iter().partition(SocketAddr::is_ipv6);
+        v6.dedup();
+        v4.dedup();
+        let mut order = Vec::with_capacity(v6.len() + v4.len());
+        let (mut v6, mut v4) = (v6.into_iter(), v4.into_iter());
+        loop {
+            let pair = [v6.next(), v4.next()];
+            if pair == [None, None] {
+                return Ok(order);
+            }
+            order.extend(pair.into_iter().flatten());
+        }
+    }
+}
+
+/// Reads `host:port`; the UDP port is the same number.
+impl FromStr for ServerAddr {
+    type Err = AddrError;
+
+    fn from_str(text: &str) -> Result<Self, AddrError> {
+        let wrong = || AddrError(text.chars().take(80).collect());
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let port: u16 = port.parse().map_err(|_| wrong())?;
+        let host = match host.strip_prefix('[') {
+            Some(inner) => inner.strip_suffix(']').filter(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok()),
+            None => Some(host).filter(|host| is_host(host)),
+        };
+        let host = host.ok_or_else(wrong)?.to_owned();
+        Ok(Self { host, tcp_port: port, udp_port: port })
+    }
+}
+
+/// Says whether a text is an IPv4 address or a DNS name (RFC 1123 section 2.1).
+fn is_host(host: &str) -> bool {
+    host.len() <= 253
+        && host.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
+                && !label.starts_with('-')
+        })
+}
+
+impl fmt::Display for ServerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.parse::<IpAddr>() {
+            Ok(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.tcp_port),
+            _ => write!(f, "{}:{}", self.host, self.tcp_port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_read_back() {
+        for text in ["relay.example:8443", "198.51.100.1:1", "[2001:db8::1]:65535", "localhost:80"] {
+            assert_eq!(text.parse::<ServerAddr>().map(|a| a.to_string()), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for text in ["", "relay", "relay:", "relay:70000", ":1", "2001:db8::1:1", "[x]:1", "a b:1", "-a:1", "http://a:1"] {
+            assert!(text.parse::<ServerAddr>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! An end's leg: a QUIC endpoint whose datagrams reach the other end through a circuit of a relay, over whichever carrier
+//! works.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
+use tunnel_proto::bind::Role;
+use tunnel_proto::carrier::Carrier;
+use tunnel_proto::keys::LegKey;
+use tunnel_proto::leg::{Leg as Machine, Output};
+use tunnel_proto::{CircuitId, Code, defaults};
+
+use crate::addr::ServerAddr;
+use crate::quic;
+use crate::websocket::{self, Pipe};
+use crate::wire::{Control, PEER, Udp, Wire};
+
+/// How often the leg looks at what was sent and received while data flows.
+const LOOK: Duration = Duration::from_millis(400);
+
+/// What a leg needs, all of it handed out by the relay or known before.
+#[derive(Debug)]
+pub struct LegConfig {
+    /// The relay.
+    pub server: ServerAddr,
+    /// An address of the relay that answered a moment ago; tried before the others of its name.
+    pub proven: Option<IpAddr>,
+    /// The circuit.
+    pub circuit: CircuitId,
+    /// Which end this is.
+    pub role: Role,
+    /// The key of the leg.
+    pub key: LegKey,
+    /// TLS for the WebSocket carrier.
+    pub websocket_tls: Arc<ClientConfig>,
+}
+
+/// What is known of a leg.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct LegState {
+    /// The carrier in use; `None` before the relay has confirmed one.
+    pub active: Option<Carrier>,
+    /// Whether the relay is silent: it confirms nothing, and all ways to it are being tried.
+    pub silent: bool,
+    /// Why the circuit has ended, if the relay said so.
+    pub ended: Option<Code>,
+}
+
+/// A leg; dropping it gives the carriers up.
+#[derive(Debug)]
+pub struct Leg {
+    endpoint: quinn::Endpoint,
+    state: watch::Receiver<LegState>,
+    _driver: AbortOnDropHandle<()>,
+}
+
+impl Leg {
+    /// Starts to bind the leg; must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// Fails only when no QUIC endpoint can be made at all.
+    pub fn open(config: LegConfig) -> io::Result<Self> {
+        let (wire, controls, hints) = Wire::new();
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            quic::endpoint_config(),
+            None,
+            wire.clone(),
+            Arc::new(quinn::TokioRuntime),
+        )?;
+        let (state_out, state) = watch::channel(LegState::default());
+        let machine = Machine::new(Instant::now(), config.circuit, config.role, config.key.clone());
+        let driver = Driver {
+            machine,
+            config,
+            wire,
+            endpoint: endpoint.clone(),
+            controls,
+            hints,
+            tasks: JoinSet::new(),
+            running: [None, None],
+            generation: 0,
+            attempts: 0,
+            state: state_out,
+        };
+        let driver = AbortOnDropHandle::new(tokio::task::spawn(driver.run()));
+        Ok(Self { endpoint, state, _driver: driver })
+    }
+
+    /// Lets the other end connect, and returns the endpoint to accept it from.
+    pub fn accept_endpoint(&self, config: quinn::ServerConfig) -> quinn::Endpoint {
+        self.endpoint.set_server_config(Some(config));
+        self.endpoint.clone()
+    }
+
+    /// Connects to the other end. The first packets wait until a carrier is confirmed.
+    ///
+    /// # Errors
+    /// Fails when the configuration does not fit.
+    pub fn connect(&self, config: quinn::ClientConfig) -> Result<quinn::Connecting, quinn::ConnectError> {
+        self.endpoint.connect_with(config, PEER, defaults::DEVICE_NAME)
+    }
+
+    /// Returns the endpoint, to wait for its last packets.
+    pub fn endpoint(&self) -> &quinn::Endpoint {
+        &self.endpoint
+    }
+
+    /// Returns what is known of the leg, as it changes.
+    pub fn state(&self) -> watch::Receiver<LegState> {
+        self.state.clone()
+    }
+}
+
+/// The task of a leg: hands what happens to the machine, and does what it says.
+struct Driver {
+    machine: Machine,
+    config: LegConfig,
+    wire: Arc<Wire>,
+    endpoint: quinn::Endpoint,
+    controls: mpsc::Receiver<Control>,
+    hints: mpsc::Receiver<Carrier>,
+    tasks: JoinSet<Event>,
+    /// The attempt that counts for each carrier, with the handle that ends it.
+    running: [Option<(u64, tokio::task::AbortHandle)>; 2],
+    generation: u64,
+    attempts: usize,
+    state: watch::Sender<LegState>,
+}
+
+/// How an attempt at a carrier has gone on.
+enum Event {
+    Udp(u64, io::Result<Udp>),
+    Connected(u64, Result<Box<Stream>, websocket::WebSocketError>),
+    /// A WebSocket that worked has ended.
+    Ended(u64),
+}
+
+type Stream = tokio_tungstenite::WebSocketStream<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>;
+
+impl Driver {
+    async fn run(mut self) {
+        loop {
+            self.drain();
+            let deadline = self.deadline();
+            let sleep = tokio::time::sleep_until(deadline.into());
+            // Every branch is cancel-safe: channels, a join set, a notification, a timer.
+            tokio::select! {
+                Some((carrier, datagram)) = self.controls.recv() => {
+                    self.machine.handle_control(Instant::now(), carrier, &datagram);
+                }
+                Some(carrier) = self.hints.recv() => self.machine.handle_hint(Instant::now(), carrier),
+                Some(done) = self.tasks.join_next() => {
+                    if let Ok(event) = done {
+                        self.handle_event(event);
+                    }
+                }
+                () = self.wire.activity_changed().notified() => {}
+                () = sleep => {}
+            }
+            self.machine.handle_timeout(Instant::now(), self.wire.activity());
+        }
+    }
+
+    /// Returns when to go on without being woken. While data flows, sending does not wake this task, so it looks.
+    fn deadline(&self) -> Instant {
+        let now = Instant::now();
+        let activity = self.wire.activity();
+        let flows = activity.received.is_some_and(|at| now < at + 2 * LOOK);
+        let far = now + Duration::from_secs(3600);
+        let next = self.machine.poll_timeout(activity).unwrap_or(far);
+        if flows { next.min(now + LOOK) } else { next }
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.machine.poll_output() {
+            match output {
+                Output::Start(carrier) => self.start(carrier),
+                Output::Stop(carrier) => self.stop(carrier),
+                Output::Send(carrier, datagram) => self.wire.send_control(carrier, &datagram),
+                Output::Use(carrier) => {
+                    tracing::debug!(%carrier, "carrier in use");
+                    self.wire.set_active(carrier);
+                    self.nudge();
+                    self.state.send_modify(|state| state.active = Some(carrier));
+                }
+                Output::Silent(silent) => {
+                    tracing::debug!(silent, "relay");
+                    if !silent {
+                        self.nudge();
+                    }
+                    self.state.send_modify(|state| state.silent = silent);
+                }
+                Output::Ended(code) => self.state.send_modify(|state| state.ended = Some(code)),
+            }
+        }
+    }
+
+    /// Makes quinn send at once instead of waiting for a probe timer that has backed off during an outage.
+    fn nudge(&self) {
+        if let Err(error) = self.endpoint.rebind_abstract(self.wire.clone()) {
+            tracing::debug!(%error, "could not wake the connections");
+        }
+    }
+
+    fn start(&mut self, carrier: Carrier) {
+        self.stop(carrier);
+        self.generation += 1;
+        let generation = self.generation;
+        let server = self.config.server.clone();
+        let handle = match carrier {
+            Carrier::Udp => {
+                let (proven, attempt) = (self.config.proven, self.attempts);
+                self.attempts += 1;
+                self.tasks.spawn(async move {
+                    Event::Udp(generation, connect_udp(&server, proven, attempt).await)
+                })
+            }
+            Carrier::WebSocket => {
+                let tls = self.config.websocket_tls.clone();
+                self.tasks.spawn(async move {
+                    Event::Connected(generation, websocket::connect(&server, tls).await.map(Box::new))
+                })
+            }
+        };
+        self.running[carrier as usize] = Some((generation, handle));
+    }
+
+    fn stop(&mut self, carrier: Carrier) {
+        if let Some((_, handle)) = self.running[carrier as usize].take() {
+            handle.abort();
+        }
+        match carrier {
+            Carrier::Udp => self.wire.set_udp(None),
+            Carrier::WebSocket => self.wire.set_websocket(None),
+        }
+    }
+
+    fn is_current(&self, carrier: Carrier, generation: u64) -> bool {
+        self.running[carrier as usize].as_ref().is_some_and(|(current, _)| *current == generation)
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Udp(generation, result) if self.is_current(Carrier::Udp, generation) => match result {
+                Ok(udp) => {
+                    self.wire.set_udp(Some(Arc::new(udp)));
+                    self.machine.handle_ready(now, Carrier::Udp);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no UDP");
+                    self.machine.handle_failed(now, Carrier::Udp);
+                }
+            },
+            Event::Connected(generation, result) if self.is_current(Carrier::WebSocket, generation) => match result {
+                Ok(stream) => self.run_websocket(generation, stream),
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "no WebSocket");
+                    self.machine.handle_failed(now, Carrier::WebSocket);
+                }
+            },
+            Event::Ended(generation) if self.is_current(Carrier::WebSocket, generation) => {
+                self.machine.handle_failed(now, Carrier::WebSocket);
+            }
+            Event::Udp(..) | Event::Connected(..) | Event::Ended(_) => {}
+        }
+    }
+
+    fn run_websocket(&mut self, generation: u64, stream: Box<Stream>) {
+        let pipe = Pipe::new();
+        self.wire.set_websocket(Some(pipe.clone()));
+        let handle = self.tasks.spawn(async move {
+            if let Err(error) = pipe.run(*stream).await {
+                tracing::debug!(%error, "WebSocket ended");
+            }
+            Event::Ended(generation)
+        });
+        self.running[Carrier::WebSocket as usize] = Some((generation, handle));
+        self.machine.handle_ready(Instant::now(), Carrier::WebSocket);
+    }
+}
+
+/// Opens a UDP socket to one of the relay's addresses: the proven one first, then each in turn.
+async fn connect_udp(server: &ServerAddr, proven: Option<IpAddr>, attempt: usize) -> io::Result<Udp> {
+    if let (Some(ip), 0) = (proven, attempt) {
+        return Udp::connect(SocketAddr::new(ip, server.udp_port)).await;
+    }
+    let addrs = server.resolve(server.udp_port).await?;
+    let addr = addrs.get(attempt % addrs.len().max(1)).copied();
+    Udp::connect(addr.ok_or(io::ErrorKind::NotFound)?).await
+}

@@ -1,0 +1,77 @@
+//! Settings of QUIC endpoints and connections. The bounds are those of THREATS part 5.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use tunnel_proto::defaults;
+
+/// Bytes of a connection id: 96 random bits, so that ids do not collide and cannot be guessed.
+const CONNECTION_ID_BYTES: usize = 12;
+
+/// How long an end-to-end connection outlives the silence of its peer.
+pub const TUNNEL_SILENCE: Duration = Duration::from_secs(120);
+
+/// How often an end-to-end connection shows that it is alive, while it is open at the operator's end.
+pub const TUNNEL_KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Returns the settings that every endpoint of ours has.
+///
+/// # Security
+/// A greased fixed bit would let a QUIC packet pass for a control datagram of the relay, so it is off.
+pub fn endpoint_config() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config.grease_quic_bit(false);
+    config.cid_generator(|| Box::new(quinn_proto::RandomConnectionIdGenerator::new(CONNECTION_ID_BYTES)));
+    config
+}
+
+/// Returns the settings of a control link, for both sides: one stream, small windows, silent unless spoken to.
+pub fn link_transport() -> Arc<TransportConfig> {
+    let mut config = base(defaults::LINK_IDLE_TIMEOUT);
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .stream_receive_window(VarInt::from_u32(64 * 1024))
+        .receive_window(VarInt::from_u32(128 * 1024))
+        .send_window(128 * 1024)
+        .mtu_discovery_config(None);
+    Arc::new(config)
+}
+
+/// Returns the settings of the end-to-end connection at the device.
+pub fn agent_transport(sessions: u32) -> Arc<TransportConfig> {
+    let mut config = base(TUNNEL_SILENCE);
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(sessions))
+        .stream_receive_window(VarInt::from_u32(1024 * 1024))
+        .receive_window(VarInt::from_u32(4 * 1024 * 1024))
+        .send_window(4 * 1024 * 1024);
+    Arc::new(config)
+}
+
+/// Returns the settings of the end-to-end connection at the operator.
+pub fn cli_transport() -> Arc<TransportConfig> {
+    let mut config = base(TUNNEL_SILENCE);
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(4 * 1024 * 1024))
+        .receive_window(VarInt::from_u32(16 * 1024 * 1024))
+        .send_window(4 * 1024 * 1024)
+        .keep_alive_interval(Some(TUNNEL_KEEPALIVE));
+    Arc::new(config)
+}
+
+/// What all connections share: no unidirectional streams, no datagrams, packets that fit every path at first.
+fn base(silence: Duration) -> TransportConfig {
+    let mut config = TransportConfig::default();
+    let silence = IdleTimeout::try_from(silence).ok();
+    debug_assert!(silence.is_some(), "a few minutes fit an idle timeout");
+    config
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .initial_mtu(1200)
+        .min_mtu(1200)
+        .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
+        .max_idle_timeout(silence);
+    config
+}

@@ -1,0 +1,271 @@
+//! The WebSocket carrier: datagrams in messages over TLS, for where only the web passes.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
+use tunnel_proto::{carrier, defaults};
+
+use crate::addr::ServerAddr;
+
+/// Bytes that wait to be sent at most; then the sender is told to wait (THREATS part 5).
+const QUEUE_BYTES: usize = 256 * 1024;
+
+/// Messages that wait to be read at most; then TCP pushes back.
+const INBOX_MESSAGES: usize = 4;
+
+/// Returns the bounds of a WebSocket that carries datagrams: the library's own allow megabytes for each connection.
+pub fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(8 * 1024)
+        .write_buffer_size(0)
+        .max_write_buffer_size(1024 * 1024)
+        .max_message_size(Some(defaults::MAX_WS_MESSAGE))
+        .max_frame_size(Some(defaults::MAX_WS_MESSAGE))
+}
+
+/// Tells why no WebSocket came up.
+#[derive(Debug, thiserror::Error)]
+pub enum WebSocketError {
+    /// The name has no address.
+    #[error("could not look up `{0}`")]
+    Resolve(String, #[source] io::Error),
+    /// No address answers on the port.
+    #[error("could not connect to `{0}`")]
+    Connect(String, #[source] io::Error),
+    /// The other side is not our server, or somebody stands between.
+    #[error("could not agree on TLS with `{0}`")]
+    Tls(String, #[source] io::Error),
+    /// What answers is no carrier of ours.
+    #[error("`{0}` did not accept the WebSocket")]
+    Upgrade(String, #[source] Box<tokio_tungstenite::tungstenite::Error>),
+}
+
+/// Connects TCP to the first address of a server that answers, without Nagle's delay.
+///
+/// # Errors
+/// Tells whether the name or the connection failed.
+pub async fn connect_tcp(server: &ServerAddr) -> Result<TcpStream, WebSocketError> {
+    let name = || server.to_string();
+    let addrs =
+        server.resolve(server.tcp_port).await.map_err(|error| WebSocketError::Resolve(name(), error))?;
+    let mut attempts = tokio::task::JoinSet::new();
+    let mut left = addrs.into_iter();
+    let mut last = io::Error::from(io::ErrorKind::TimedOut);
+    // RFC 8305 section 5: the next address is tried when one fails, or has not answered for a while.
+    let stagger = std::time::Duration::from_millis(250);
+    loop {
+        if let Some(addr) = left.next() {
+            attempts.spawn(tokio::time::timeout(defaults::CONNECT_DEADLINE, TcpStream::connect(addr)));
+        } else if attempts.is_empty() {
+            return Err(WebSocketError::Connect(name(), last));
+        }
+        let wait = if left.len() > 0 { stagger } else { defaults::CONNECT_DEADLINE };
+        match tokio::time::timeout(wait, attempts.join_next()).await {
+            Ok(Some(Ok(Ok(Ok(stream))))) => {
+                stream.set_nodelay(true).map_err(|error| WebSocketError::Connect(name(), error))?;
+                return Ok(stream);
+            }
+            Ok(Some(Ok(Ok(Err(error))))) => last = error,
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// Connects TCP and TLS to the server's port.
+///
+/// # Errors
+/// Tells which of the two failed.
+pub async fn connect_tls(
+    server: &ServerAddr,
+    tls: Arc<ClientConfig>,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, WebSocketError> {
+    let tcp = connect_tcp(server).await?;
+    let failed = |error| WebSocketError::Tls(server.to_string(), error);
+    let name = ServerName::try_from(defaults::SERVER_NAME)
+        .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+    let handshake = tokio_rustls::TlsConnector::from(tls).connect(name, tcp);
+    match tokio::time::timeout(defaults::CONNECT_DEADLINE, handshake).await {
+        Ok(result) => result.map_err(failed),
+        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// Sets a WebSocket up with the server's carrier path.
+///
+/// # Errors
+/// Tells which step failed.
+pub async fn connect(
+    server: &ServerAddr,
+    tls: Arc<ClientConfig>,
+) -> Result<WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>, WebSocketError> {
+    let refused = |error| WebSocketError::Upgrade(server.to_string(), Box::new(error));
+    let stream = connect_tls(server, tls).await?;
+    let uri = format!("wss://{}{}", defaults::SERVER_NAME, defaults::CARRIER_PATH);
+    let mut request = uri.into_client_request().map_err(refused)?;
+    request
+        .headers_mut()
+        .insert("Sec-WebSocket-Protocol", HeaderValue::from_static(defaults::CARRIER_PROTOCOL));
+    let upgrade = tokio_tungstenite::client_async_with_config(request, stream, Some(config()));
+    match tokio::time::timeout(defaults::CONNECT_DEADLINE, upgrade).await {
+        Ok(result) => result.map(|(stream, _)| stream).map_err(refused),
+        Err(_) => Err(refused(tokio_tungstenite::tungstenite::Error::Io(io::ErrorKind::TimedOut.into()))),
+    }
+}
+
+/// The side of a WebSocket that quinn's socket writes to and reads from; [`Pipe::run`] is the other.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    queue: Mutex<Queue>,
+    queued: Notify,
+    inbox: Mutex<Inbox>,
+    arrived: mpsc::Sender<Bytes>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    messages: VecDeque<Vec<u8>>,
+    bytes: usize,
+    waiting: Vec<Waker>,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    messages: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl Pipe {
+    pub(crate) fn new() -> Arc<Self> {
+        let (arrived, messages) = mpsc::channel(INBOX_MESSAGES);
+        Arc::new(Self {
+            queue: Mutex::default(),
+            queued: Notify::new(),
+            inbox: Mutex::new(Inbox { messages, current: Bytes::new() }),
+            arrived,
+        })
+    }
+
+    /// Queues datagrams, or none of them if there is no room.
+    pub(crate) fn try_send<'d>(&self, datagrams: impl Iterator<Item = &'d [u8]>) -> io::Result<()> {
+        let mut queue = lock(&self.queue);
+        if queue.bytes >= QUEUE_BYTES {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        for datagram in datagrams {
+            let length = datagram.len() + carrier::PREFIX;
+            if queue.messages.back().is_none_or(|message| message.len() + length > carrier::FULL) {
+                queue.messages.push_back(Vec::new());
+            }
+            if let Some(message) = queue.messages.back_mut() {
+                carrier::push(message, datagram);
+            }
+            queue.bytes += length;
+        }
+        drop(queue);
+        self.queued.notify_one();
+        Ok(())
+    }
+
+    pub(crate) fn poll_writable(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let mut queue = lock(&self.queue);
+        if queue.bytes < QUEUE_BYTES {
+            return Poll::Ready(Ok(()));
+        }
+        if !queue.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            queue.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Hands datagrams to `take` until it declines one or there are no more; says whether any was taken.
+    pub(crate) fn poll_recv(&self, cx: &mut Context<'_>, mut take: impl FnMut(&[u8]) -> bool) -> Poll<()> {
+        let mut inbox = lock(&self.inbox);
+        let mut any = false;
+        loop {
+            while let Some((datagram, length)) = first_datagram(&inbox.current) {
+                if !take(&inbox.current[datagram]) {
+                    return Poll::Ready(());
+                }
+                any = true;
+                let _ = inbox.current.split_to(length);
+            }
+            match inbox.messages.poll_recv(cx) {
+                Poll::Ready(Some(message)) => inbox.current = message,
+                Poll::Ready(None) | Poll::Pending => {
+                    return if any { Poll::Ready(()) } else { Poll::Pending };
+                }
+            }
+        }
+    }
+
+    /// Carries messages both ways until the WebSocket ends or breaks.
+    pub(crate) async fn run<S>(&self, stream: WebSocketStream<S>) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (mut sink, mut source) = stream.split();
+        let write = async {
+            loop {
+                let Some(message) = self.next_message() else {
+                    self.queued.notified().await;
+                    continue;
+                };
+                sink.send(Message::Binary(message.into())).await.map_err(io::Error::other)?;
+            }
+        };
+        let read = async {
+            while let Some(message) = source.next().await {
+                match message.map_err(io::Error::other)? {
+                    Message::Binary(message) => {
+                        if self.arrived.send(message).await.is_err() {
+                            break;
+                        }
+                    }
+                    Message::Close(_) => break,
+                    // Pings are answered by the library; text means nothing here.
+                    Message::Ping(_) | Message::Pong(_) | Message::Text(_) | Message::Frame(_) => {}
+                }
+            }
+            Ok(())
+        };
+        tokio::select! {
+            result = write => result,
+            result = read => result,
+        }
+    }
+
+    fn next_message(&self) -> Option<Vec<u8>> {
+        let mut queue = lock(&self.queue);
+        let message = queue.messages.pop_front()?;
+        queue.bytes -= message.len();
+        for waker in queue.waiting.drain(..) {
+            waker.wake();
+        }
+        Some(message)
+    }
+}
+
+/// Returns where the first datagram of a message stands, and how many bytes it takes with its prefix.
+fn first_datagram(message: &[u8]) -> Option<(std::ops::Range<usize>, usize)> {
+    let datagram = carrier::datagrams(message).next()?;
+    let end = carrier::PREFIX + datagram.len();
+    Some((carrier::PREFIX..end, end))
+}
+
+/// Takes a lock; the data behind ours is whole also when a holder has panicked.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
