@@ -10,6 +10,7 @@
 pub mod backoff;
 pub mod bind;
 pub mod carrier;
+pub mod circuit;
 
 pub mod code;
 pub mod cose;
