@@ -17,6 +17,7 @@ use tunnel_proto::leg::{Leg as Machine, Output};
 use tunnel_proto::{CircuitId, Code, defaults};
 
 use crate::addr::ServerAddr;
+use crate::link::Try;
 use crate::quic;
 use crate::websocket::{self, Pipe};
 use crate::wire::{Control, PEER, Udp, Wire};
@@ -39,6 +40,8 @@ pub struct LegConfig {
     pub key: LegKey,
     /// TLS for the WebSocket carrier.
     pub websocket_tls: Arc<ClientConfig>,
+    /// Which carriers are used.
+    pub carriers: Try,
 }
 
 /// What is known of a leg.
@@ -75,7 +78,8 @@ impl Leg {
             Arc::new(quinn::TokioRuntime),
         )?;
         let (state_out, state) = watch::channel(LegState::default());
-        let machine = Machine::new(Instant::now(), config.circuit, config.role, config.key.clone());
+        let only = config.carriers.only();
+        let machine = Machine::new(Instant::now(), config.circuit, config.role, config.key.clone(), only);
         let driver = Driver {
             machine,
             config,

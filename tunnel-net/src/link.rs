@@ -82,6 +82,35 @@ pub enum Try {
     Only(Carrier),
 }
 
+impl Try {
+    /// Returns the only carrier, if there is no choice.
+    pub const fn only(self) -> Option<Carrier> {
+        match self {
+            Self::Both => None,
+            Self::Only(carrier) => Some(carrier),
+        }
+    }
+}
+
+/// Reads `udp`, `websocket` or `auto`, as the variable `TUNNEL_CARRIER` has it.
+impl std::str::FromStr for Try {
+    type Err = TryError;
+
+    fn from_str(text: &str) -> Result<Self, TryError> {
+        match text {
+            "auto" => Ok(Self::Both),
+            "udp" => Ok(Self::Only(Carrier::Udp)),
+            "websocket" => Ok(Self::Only(Carrier::WebSocket)),
+            _ => Err(TryError),
+        }
+    }
+}
+
+/// Tells that a text is no choice of carriers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a carrier is `udp`, `websocket` or `auto`")]
+pub struct TryError;
+
 /// Connects to the server's control link.
 ///
 /// # Errors

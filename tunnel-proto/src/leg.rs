@@ -98,6 +98,8 @@ pub struct Leg {
     counter: u64,
     slots: [Slot; 2],
     failures: [u32; 2],
+    /// The only carrier that is used, if there is a choice at all.
+    only: Option<Carrier>,
     active: Option<Carrier>,
     /// The counter whose bind made `active` so: an answer to an older one does not undo it.
     active_counter: u64,
@@ -109,24 +111,25 @@ pub struct Leg {
 }
 
 impl Leg {
-    /// Starts a leg that the relay has admitted.
-    pub fn new(now: Instant, circuit: CircuitId, role: Role, key: LegKey) -> Self {
+    /// Starts a leg that the relay has admitted. With `only`, it uses that carrier or none.
+    pub fn new(now: Instant, circuit: CircuitId, role: Role, key: LegKey, only: Option<Carrier>) -> Self {
         let mut leg = Self {
             circuit,
             role,
             key,
             counter: 0,
-            slots: [Slot::Starting, Slot::Off { retry: None }],
+            slots: [Slot::Off { retry: None }, Slot::Off { retry: None }],
             failures: [0; 2],
+            only,
             active: None,
             active_counter: 0,
             confirmed: now,
-            websocket_start: Some(now + UDP_HEAD_START),
+            websocket_start: None,
             silent: false,
             ended: false,
             outputs: VecDeque::new(),
         };
-        leg.outputs.push_back(Output::Start(Carrier::Udp));
+        leg.start_afresh(now);
         leg
     }
 
@@ -179,8 +182,7 @@ impl Leg {
             self.failures[index(carrier)] = 0;
             self.stop(carrier, None);
         }
-        self.start(Carrier::Udp);
-        self.websocket_start = Some(now + UDP_HEAD_START);
+        self.start_afresh(now);
     }
 
     /// Goes on with the time. Call it when [`Leg::poll_timeout`] has come.
@@ -375,7 +377,18 @@ impl Leg {
         self.outputs.push_back(Output::Ended(code));
     }
 
+    /// Tries UDP, and WebSocket after the head start, or without UDP at once.
+    fn start_afresh(&mut self, now: Instant) {
+        self.start(Carrier::Udp);
+        let head_start = if self.only.is_none() { UDP_HEAD_START } else { Duration::ZERO };
+        self.websocket_start = Some(now + head_start);
+    }
+
     fn start(&mut self, carrier: Carrier) {
+        if self.only.is_some_and(|only| only != carrier) {
+            self.slots[index(carrier)] = Slot::Off { retry: None };
+            return;
+        }
         self.slots[index(carrier)] = Slot::Starting;
         self.outputs.push_back(Output::Start(carrier));
     }
@@ -448,7 +461,7 @@ mod tests {
             let now = Instant::now();
             Self {
                 now,
-                leg: Leg::new(now, CIRCUIT, Role::Source, key()),
+                leg: Leg::new(now, CIRCUIT, Role::Source, key(), None),
                 passes: [true; 2],
                 bound: None,
                 last_counter: 0,
@@ -560,6 +573,19 @@ mod tests {
         assert_eq!(world.bound.unwrap().0, Carrier::Udp);
         world.run(secs(60));
         assert_eq!(world.leg.active(), Some(Carrier::Udp));
+    }
+
+    #[test]
+    fn a_leg_bound_to_one_carrier_uses_no_other() {
+        for only in [Carrier::Udp, Carrier::WebSocket] {
+            let mut world = World::new();
+            world.leg = Leg::new(world.now, CIRCUIT, Role::Source, key(), Some(only));
+            world.until(secs(1), "bound", |w| w.leg.active() == Some(only));
+            world.passes[index(only)] = false;
+            world.run(secs(60));
+            assert_eq!(world.leg.active(), Some(only));
+            assert!(world.silent);
+        }
     }
 
     #[test]
