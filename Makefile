@@ -1,0 +1,42 @@
+# Each target does all of its own set-up. `make demo` and `make test` need a Rust toolchain and nothing else.
+
+.PHONY: help demo demo-stop test bench lint fmt docs deny check
+
+help:
+	@echo 'make demo          a technician gets a shell on a device behind NAT; KEEP=1 leaves it running'
+	@echo 'make demo-stop     ends what KEEP=1 left running'
+	@echo 'make test          all tests; those that this machine cannot run say so and are counted'
+	@echo 'make bench         the measurements, as a Markdown table; ARGS="..." is passed on'
+	@echo 'make lint          formatting, and lints as errors'
+	@echo 'make docs          the documentation of the code, warnings as errors'
+	@echo 'make deny          licences, advisories and sources of the dependencies'
+	@echo 'make check         everything that the continuous checks run'
+
+demo:
+	@KEEP='$(KEEP)' bash scripts/demo.sh
+
+demo-stop:
+	@bash scripts/demo.sh stop
+
+test:
+	@bash scripts/test.sh $(ARGS)
+
+bench:
+	cargo build --release --bins
+	cargo run --release -p tunnel-bench -- $(ARGS)
+
+lint:
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fmt:
+	cargo fmt --all
+
+docs:
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+
+deny:
+	@bash scripts/deny.sh
+
+check:
+	@bash .ci/run
