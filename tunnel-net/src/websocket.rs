@@ -269,3 +269,61 @@ fn first_datagram(message: &[u8]) -> Option<(std::ops::Range<usize>, usize)> {
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collect(pipe: &Pipe, most: usize) -> Vec<Vec<u8>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut got = Vec::new();
+        let _ = pipe.poll_recv(&mut cx, |datagram| {
+            if got.len() == most {
+                return false;
+            }
+            got.push(datagram.to_vec());
+            true
+        });
+        got
+    }
+
+    #[test]
+    fn a_full_queue_makes_the_sender_wait_and_keeps_the_messages_bounded() {
+        let pipe = Pipe::new();
+        let datagram = [7u8; 1200];
+        let mut sent = 0;
+        while pipe.try_send(std::iter::once(&datagram[..])).is_ok() {
+            sent += 1;
+        }
+        assert!(sent * datagram.len() >= QUEUE_BYTES - 2 * datagram.len() && sent < 300, "{sent}");
+        let cx = Context::from_waker(Waker::noop());
+        assert!(pipe.poll_writable(&cx).is_pending());
+        let message = pipe.next_message().unwrap();
+        assert!(message.len() <= carrier::FULL);
+        assert!(pipe.poll_writable(&cx).is_ready());
+        assert!(pipe.try_send(std::iter::once(&datagram[..])).is_ok());
+    }
+
+    #[test]
+    fn datagrams_that_find_no_room_stay_for_the_next_read() {
+        let pipe = Pipe::new();
+        let mut message = Vec::new();
+        for byte in 0..5u8 {
+            carrier::push(&mut message, &[byte; 3]);
+        }
+        pipe.arrived.try_send(message.into()).unwrap();
+        assert_eq!(collect(&pipe, 2), [[0; 3], [1; 3]]);
+        assert_eq!(collect(&pipe, 9), [[2; 3], [3; 3], [4; 3]]);
+        assert!(collect(&pipe, 9).is_empty());
+    }
+
+    #[test]
+    fn a_damaged_message_is_passed_over() {
+        let pipe = Pipe::new();
+        pipe.arrived.try_send(Bytes::from_static(&[0, 9, 1])).unwrap();
+        let mut good = Vec::new();
+        carrier::push(&mut good, b"good");
+        pipe.arrived.try_send(good.into()).unwrap();
+        assert_eq!(collect(&pipe, 9), [b"good"]);
+    }
+}

@@ -428,3 +428,45 @@ impl ActivityClock {
 /// How long a leg must have been quiet before its task is woken by the next sending, in microseconds; until then the task
 /// looks by itself.
 const WAKE_AFTER: u64 = 300_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(len: usize, stride: usize) -> RecvMeta {
+        RecvMeta { addr: "192.0.2.1:1".parse().unwrap(), len, stride, ecn: None, dst_ip: None }
+    }
+
+    #[test]
+    fn control_datagrams_are_taken_out_of_trains() {
+        let (wire, mut controls, _breaks) = Wire::new();
+        let control = [1u8; bind::SIZE];
+        let data = [0x40u8; bind::SIZE];
+        let mut train = [data, control, data].concat();
+        let mut alone = control.to_vec();
+        let mut last = [0xc0u8; 20].to_vec();
+        let mut metas = [meta(150, 50), meta(50, 50), meta(20, 20)];
+        let mut bufs = [IoSliceMut::new(&mut train), IoSliceMut::new(&mut alone), IoSliceMut::new(&mut last)];
+        let kept = wire.sort(Carrier::Udp, &mut bufs, &mut metas, 3);
+        assert_eq!(kept, 2);
+        assert_eq!((metas[0].len, metas[0].stride, metas[0].addr), (100, 50, PEER));
+        assert_eq!(bufs[0][..100], [data, data].concat());
+        assert_eq!((metas[1].len, metas[1].addr), (20, PEER));
+        assert_eq!(bufs[1][..20], [0xc0; 20]);
+        assert_eq!(controls.try_recv().unwrap(), (Carrier::Udp, control));
+        assert_eq!(controls.try_recv().unwrap(), (Carrier::Udp, control));
+        assert!(controls.try_recv().is_err());
+    }
+
+    #[test]
+    fn nothing_is_sent_before_a_carrier_is_confirmed() {
+        let (wire, _controls, _breaks) = Wire::new();
+        let transmit =
+            Transmit { destination: PEER, ecn: None, contents: &[0x40], segment_size: None, src_ip: None };
+        assert_eq!(wire.try_send(&transmit).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        wire.set_websocket(Some(Pipe::new()));
+        wire.set_active(Carrier::WebSocket);
+        assert!(wire.try_send(&transmit).is_ok());
+        assert!(wire.activity().waiting_since.is_some());
+    }
+}
