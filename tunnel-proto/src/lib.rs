@@ -30,6 +30,8 @@ pub mod token;
 
 #[cfg(feature = "api")]
 pub mod api;
+#[cfg(feature = "api")]
+pub mod audit;
 
 pub use code::{Code, Refusal};
 pub use ids::{CircuitId, TokenId, TunnelId};

@@ -1,1 +1,10 @@
-//! Under construction.
+//! The control plane and the relay: who is who, what is decided, what is recorded, and the forwarding of datagrams.
+//!
+//! The relay knows circuits and addresses and nothing of operators, devices or policies. `policy` is pure: entities and a
+//! request in, a decision with its reasons out. Nothing here ever holds a plaintext byte of a tunnel.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
+
+pub mod audit;
+pub mod policy;
+pub mod store;

@@ -1,0 +1,278 @@
+//! What is recorded: typed events. The store chains them by hash; `tunnel_proto::audit` checks the chain.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use tunnel_proto::api::Traffic;
+use tunnel_proto::keys::KeyHash;
+use tunnel_proto::names::GroupName;
+use tunnel_proto::{Code, DeviceId, Identity, NodeName, OperatorName, ServiceName, TunnelId, UnixTime};
+
+/// Longest text of a peer that an event keeps, in bytes: enough for a sentence, too little to fill a disk with.
+pub const MAX_TEXT: usize = 512;
+
+/// One thing that happened, with all that a later reader needs to judge it.
+///
+/// # Security
+/// No event holds a secret (THREATS I11). A text of another party is data inside a JSON string and cannot forge a record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "body")]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the fields carry the names of the design's words, and each variant says what happened")]
+pub enum Event {
+    /// The server started.
+    #[serde(rename = "server.started")]
+    ServerStarted { node: NodeName, version: String, policy_revision: u64 },
+    /// The server stopped in good order.
+    #[serde(rename = "server.stopped")]
+    ServerStopped { node: NodeName },
+
+    /// An enrolment code was made; `code` names it and is no secret.
+    #[serde(rename = "enrol.code_made")]
+    EnrolCodeMade {
+        code: String,
+        makes: MemberKind,
+        ids: Vec<String>,
+        group: Option<GroupName>,
+        uses: u32,
+        expires_at: UnixTime,
+        replace: bool,
+        by: String,
+    },
+    /// An enrolment with a known code was refused.
+    #[serde(rename = "enrol.refused")]
+    EnrolRefused { code: String, wanted: Option<String>, key: KeyHash, reason: Code, source: String },
+    /// Enrolments with unknown, expired or used codes were refused: how many since the last such record.
+    #[serde(rename = "enrol.guessed")]
+    EnrolGuessed { count: u64, last_source: String },
+    /// Somebody tried to enrol with a key that another identity has, or that was revoked.
+    #[serde(rename = "key.reused")]
+    KeyReused { code: String, wanted: String, key: KeyHash, source: String },
+    /// A device was enrolled; `replaced` are the keys that were revoked in its favour.
+    #[serde(rename = "device.enrolled")]
+    DeviceEnrolled {
+        device: DeviceId,
+        key: KeyHash,
+        group: Option<GroupName>,
+        code: String,
+        replaced: Vec<KeyHash>,
+        expires_at: UnixTime,
+        source: String,
+    },
+    /// An operator was enrolled or logged in; `replaced` are the keys that were revoked in its favour.
+    #[serde(rename = "operator.enrolled")]
+    OperatorEnrolled {
+        operator: OperatorName,
+        key: KeyHash,
+        group: Option<GroupName>,
+        code: String,
+        replaced: Vec<KeyHash>,
+        expires_at: UnixTime,
+        source: String,
+    },
+    /// A certificate was renewed.
+    #[serde(rename = "certificate.renewed")]
+    CertificateRenewed {
+        #[serde(with = "as_text")]
+        identity: Identity,
+        key: KeyHash,
+        expires_at: UnixTime,
+    },
+    /// An identity lost all trust, for good.
+    #[serde(rename = "identity.revoked")]
+    IdentityRevoked {
+        #[serde(with = "as_text")]
+        identity: Identity,
+        reason: Option<String>,
+        by: String,
+    },
+    /// A device or operator was put into a group or taken out of it.
+    #[serde(rename = "group.changed")]
+    GroupChanged { member: String, makes: MemberKind, group: GroupName, added: bool, by: String },
+
+    /// A policy came into force; `sha256` is over its text.
+    #[serde(rename = "policy.changed")]
+    PolicyChanged { revision: u64, sha256: String, by: String },
+    /// A policy was not accepted.
+    #[serde(rename = "policy.refused")]
+    PolicyRefused { errors: Vec<String>, by: String },
+    /// A policy failed while it was evaluated, which denied the request.
+    #[serde(rename = "policy.failed")]
+    PolicyFailed { operator: OperatorName, action: String, errors: Vec<String> },
+    /// An operator asked for something other than a tunnel and was denied.
+    #[serde(rename = "access.denied")]
+    AccessDenied { operator: OperatorName, action: String, source: String },
+
+    /// A tunnel was decided.
+    #[serde(rename = "tunnel.opened")]
+    TunnelOpened {
+        tunnel: TunnelId,
+        operator: OperatorName,
+        holder_key: KeyHash,
+        device: DeviceId,
+        services: Vec<ServiceName>,
+        reason: Option<String>,
+        expires_at: UnixTime,
+        policy_revision: u64,
+        policies: Vec<String>,
+        source: String,
+    },
+    /// A tunnel was denied, by policy, by the device, or for want of it.
+    #[serde(rename = "tunnel.denied")]
+    TunnelDenied {
+        operator: OperatorName,
+        device: String,
+        services: Vec<String>,
+        reason: Option<String>,
+        code: Code,
+        policy_revision: u64,
+        policies: Vec<String>,
+        source: String,
+    },
+    /// A token was redeemed: one leg is admitted.
+    #[serde(rename = "tunnel.attached")]
+    TunnelAttached { tunnel: TunnelId, role: String },
+    /// Both legs of a tunnel are bound.
+    #[serde(rename = "tunnel.connected")]
+    TunnelConnected { tunnel: TunnelId },
+    /// A tunnel has ended.
+    #[serde(rename = "tunnel.ended")]
+    TunnelEnded {
+        tunnel: TunnelId,
+        operator: OperatorName,
+        device: DeviceId,
+        reason: Code,
+        by: String,
+        lived_secs: u64,
+        traffic: Option<Traffic>,
+    },
+    /// A token was refused.
+    #[serde(rename = "token.refused")]
+    TokenRefused { tunnel: Option<TunnelId>, role: String, presented_by: String, reason: Code },
+    /// A session has ended.
+    #[serde(rename = "session.ended")]
+    SessionEnded { tunnel: TunnelId, service: String, millis: u64, bytes_in: u64, bytes_out: u64 },
+    /// A session was refused at the device.
+    #[serde(rename = "session.refused")]
+    SessionRefused { tunnel: TunnelId, service: String, reason: Code },
+
+    /// A device's control link came up; `replaced` tells that it took an older link's place.
+    #[serde(rename = "device.linked")]
+    DeviceLinked { device: DeviceId, carrier: String, source: String, version: String, replaced: bool },
+    /// A device's control link is gone.
+    #[serde(rename = "device.unlinked")]
+    DeviceUnlinked { device: DeviceId, why: String, linked_secs: u64 },
+}
+
+/// What an enrolment makes, and what a group holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberKind {
+    /// Agents on devices.
+    Device,
+    /// Persons and scripts.
+    Operator,
+}
+
+impl MemberKind {
+    /// Returns the kind as commands, the API and the store write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+impl fmt::Display for MemberKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Cuts a peer's text to [`MAX_TEXT`] bytes, at a character.
+pub fn bounded(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
+}
+
+/// An event as the chain holds it: its kind, and its particulars as JSON text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// The kind, as `tunnel.opened`.
+    pub kind: String,
+    /// The particulars: exactly the bytes that are hashed.
+    pub body: String,
+}
+
+impl Event {
+    /// Writes the event.
+    pub fn write(&self) -> Written {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        let kind = value.get("kind").and_then(|kind| kind.as_str()).unwrap_or("event.unwritable").to_owned();
+        let body = value.get("body").map_or_else(|| "{}".to_owned(), ToString::to_string);
+        Written { kind, body }
+    }
+
+    /// Reads an event back; `None` for one that this release does not know.
+    pub fn read(kind: &str, body: &str) -> Option<Self> {
+        let body: serde_json::Value = serde_json::from_str(body).ok()?;
+        serde_json::from_value(serde_json::json!({ "kind": kind, "body": body })).ok()
+    }
+}
+
+/// Writes a value as its text.
+mod as_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(d: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_reads_back() {
+        let event = Event::IdentityRevoked {
+            identity: "spiffe://f/device/pump-17".parse().unwrap(),
+            reason: Some("lost".into()),
+            by: "operator/ana".into(),
+        };
+        let written = event.write();
+        assert_eq!(written.kind, "identity.revoked");
+        assert_eq!(Event::read(&written.kind, &written.body), Some(event));
+        assert_eq!(Event::read("identity.invented", "{}"), None);
+    }
+
+    /// THREATS AUD-04.
+    #[test]
+    fn a_hostile_text_stays_one_string() {
+        let service = "x\",\"reason\":\"E_OK\"}\n{\u{1b}[2J\u{202e}";
+        let tunnel = TunnelId::from_bytes([1; 16]);
+        let event = Event::SessionRefused { tunnel, service: service.into(), reason: Code::LocalPolicy };
+        let written = event.write();
+        assert!(!written.body.contains('\n'));
+        assert!(!written.body.contains('\u{1b}'));
+        assert_eq!(Event::read(&written.kind, &written.body), Some(event));
+    }
+
+    #[test]
+    fn a_long_text_is_cut_at_a_character() {
+        assert_eq!(bounded("short"), "short");
+        assert_eq!(bounded(&"é".repeat(400)).len(), MAX_TEXT);
+        assert_eq!(bounded(&format!("x{}", "é".repeat(400))).len(), MAX_TEXT - 1);
+    }
+}

@@ -1,0 +1,145 @@
+//! Checking a policy text before it is accepted: syntax, schema, names.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr as _;
+
+use cedar_policy::ffi::DetailedError;
+use cedar_policy::{PolicySet, ValidationMode, Validator};
+
+use super::SCHEMA;
+
+/// Longest policy text, in bytes: thousands of policies (THREATS POL-06).
+pub const MAX_POLICY_BYTES: usize = 256 * 1024;
+
+/// Deepest nesting of brackets: more than anybody writes, and less than what costs a stack.
+const MAX_DEPTH: usize = 64;
+
+/// What a check found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Checked {
+    /// How many policies the text has; 0 if it cannot be read.
+    pub policies: usize,
+    /// What is wrong. The text is good if this is empty.
+    pub errors: Vec<Problem>,
+    /// What is odd, and allowed.
+    pub warnings: Vec<Problem>,
+}
+
+/// One thing that is wrong or odd in a policy text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// The line, counted from 1, where it is known.
+    pub line: Option<usize>,
+    /// What it is.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "line {line}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// Everything that is wrong with a policy text.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub struct PolicyErrors(pub Vec<Problem>);
+
+impl fmt::Display for PolicyErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the policy is not valid")?;
+        for (at, problem) in self.0.iter().enumerate() {
+            write!(f, "{} {problem}", if at == 0 { ":" } else { ";" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Checks a policy text without effect.
+pub fn check(text: &str) -> Checked {
+    match read(text) {
+        Ok(policies) => {
+            let (errors, warnings) = judge(text, &policies);
+            Checked { policies: policies.num_of_policies(), errors, warnings }
+        }
+        Err(PolicyErrors(errors)) => Checked { errors, ..Checked::default() },
+    }
+}
+
+/// Reads a policy text and refuses it unless it is good.
+pub(super) fn parse(text: &str) -> Result<PolicySet, PolicyErrors> {
+    let policies = read(text)?;
+    let (errors, _) = judge(text, &policies);
+    if errors.is_empty() { Ok(policies) } else { Err(PolicyErrors(errors)) }
+}
+
+fn read(text: &str) -> Result<PolicySet, PolicyErrors> {
+    let refuse = |line, message: String| Err(PolicyErrors(vec![Problem { line, message }]));
+    if text.len() > MAX_POLICY_BYTES {
+        return refuse(None, format!("the text has {} bytes; {MAX_POLICY_BYTES} are the most", text.len()));
+    }
+    if let Some(at) = too_deep(text) {
+        return refuse(Some(line_of(text, at)), format!("brackets are nested more than {MAX_DEPTH} deep"));
+    }
+    PolicySet::from_str(text).map_err(|errors| PolicyErrors(problems(text, &DetailedError::from(&errors))))
+}
+
+/// Returns errors and warnings of a text that can be read.
+fn judge(text: &str, policies: &PolicySet) -> (Vec<Problem>, Vec<Problem>) {
+    let mut errors = names(policies);
+    if policies.num_of_templates() > 0 {
+        errors.push(Problem { line: None, message: "templates (`?principal`, `?resource`) are not supported".into() });
+    }
+    let found = Validator::new(SCHEMA.clone()).validate(policies, ValidationMode::Strict);
+    errors.extend(found.validation_errors().flat_map(|error| problems(text, &DetailedError::from(error))));
+    let warnings =
+        found.validation_warnings().flat_map(|warning| problems(text, &DetailedError::from(warning))).collect();
+    (errors, warnings)
+}
+
+/// Finds names that two policies share: a decision could not say which of them it means.
+fn names(policies: &PolicySet) -> Vec<Problem> {
+    let mut uses: BTreeMap<String, u32> = BTreeMap::new();
+    for policy in policies.policies() {
+        let name = policy.annotation("id").map_or_else(|| policy.id().to_string(), str::to_owned);
+        *uses.entry(name).or_default() += 1;
+    }
+    let shared = uses.into_iter().filter(|(_, count)| *count > 1);
+    shared
+        .map(|(name, count)| Problem { line: None, message: format!("{count} policies have the name `{name}`") })
+        .collect()
+}
+
+/// Flattens an error of Cedar's into ours, each with its line.
+fn problems(text: &str, error: &DetailedError) -> Vec<Problem> {
+    let line = error.source_locations.first().map(|label| line_of(text, label.loc.start));
+    let mut message = error.message.clone();
+    if let Some(help) = &error.help {
+        message = format!("{message} ({help})");
+    }
+    let mut all = vec![Problem { line, message }];
+    all.extend(error.related.iter().flat_map(|related| problems(text, related)));
+    all
+}
+
+/// Returns the line of a byte, counted from 1.
+fn line_of(text: &str, at: usize) -> usize {
+    let before = &text.as_bytes()[..at.min(text.len())];
+    before.iter().filter(|&&byte| byte == b'\n').count() + 1
+}
+
+/// Returns where brackets are nested too deep, counting the ones in strings and comments too: nobody misses those.
+fn too_deep(text: &str) -> Option<usize> {
+    let mut depth = 0_usize;
+    text.bytes().position(|byte| {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > MAX_DEPTH
+    })
+}

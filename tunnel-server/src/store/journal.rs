@@ -1,0 +1,104 @@
+//! The audit chain and the policies, whose every revision is kept.
+
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use tunnel_proto::UnixTime;
+use tunnel_proto::api::AuditRecord;
+use tunnel_proto::audit::Head;
+use tunnel_proto::ids::hex;
+
+use super::records::PolicyRecord;
+use super::rows::{bytes, number, secs, signed};
+use super::{Store, StoreError};
+use crate::audit::Event;
+
+impl Store {
+    /// Records an event that changes nothing else in the store.
+    ///
+    /// # Errors
+    /// Returns an error if the event is not on the disk.
+    pub async fn record(&self, event: Event) -> Result<(), StoreError> {
+        self.write(move |w| Box::pin(async move { w.append(&event).await })).await
+    }
+
+    /// Returns at most `limit` records of the chain that come after the one numbered `after`.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditRecord>, StoreError> {
+        sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
+            .bind(signed(after))
+            .bind(limit)
+            .fetch_all(&self.inner.readers)
+            .await?
+            .iter()
+            .map(record)
+            .collect()
+    }
+
+    /// Returns the head of the chain, to be signed as a checkpoint.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn audit_head(&self) -> Result<Head, StoreError> {
+        head(&mut *self.inner.readers.acquire().await?).await
+    }
+
+    /// Returns the policy in force; `None` before the first one.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn policy(&self) -> Result<Option<PolicyRecord>, StoreError> {
+        sqlx::query("SELECT revision, text FROM policies ORDER BY revision DESC LIMIT 1")
+            .fetch_optional(&self.inner.readers)
+            .await?
+            .map(|row| Ok(PolicyRecord { revision: number(&row, "revision")?, text: row.try_get("text")? }))
+            .transpose()
+    }
+
+    /// Puts a policy into force that was checked before, and returns its revision.
+    ///
+    /// # Errors
+    /// Returns an error if the policy is not on the disk; the old one is then in force.
+    pub async fn set_policy(&self, text: String, by: String, now: UnixTime) -> Result<u64, StoreError> {
+        self.write(move |w| {
+            Box::pin(async move {
+                let revision = revision(&mut w.connection).await? + 1;
+                sqlx::query("INSERT INTO policies (revision, text, made_by, made_at) VALUES (?, ?, ?, ?)")
+                    .bind(signed(revision))
+                    .bind(&text)
+                    .bind(&by)
+                    .bind(secs(now))
+                    .execute(&mut w.connection)
+                    .await?;
+                let sha256 = hex(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref());
+                w.append(&Event::PolicyChanged { revision, sha256, by }).await?;
+                Ok(revision)
+            })
+        })
+        .await
+    }
+}
+
+/// Reads the head of the chain.
+pub(super) async fn head(connection: &mut SqliteConnection) -> Result<Head, StoreError> {
+    let row = sqlx::query("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetch_optional(connection).await?;
+    row.map_or(Ok(Head::START), |row| Ok(Head { seq: number(&row, "seq")?, hash: bytes(&row, "hash")? }))
+}
+
+/// Reads the number of the policy in force; 0 before the first one.
+pub(super) async fn revision(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+    let row = sqlx::query("SELECT coalesce(max(revision), 0) AS revision FROM policies").fetch_one(connection).await?;
+    number(&row, "revision")
+}
+
+fn record(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
+    Ok(AuditRecord {
+        seq: number(row, "seq")?,
+        time_millis: number(row, "time_millis")?,
+        kind: row.try_get("kind")?,
+        body: row.try_get("body")?,
+        prev: hex(&row.try_get::<Vec<u8>, _>("prev")?),
+        hash: hex(&row.try_get::<Vec<u8>, _>("hash")?),
+    })
+}

@@ -1,0 +1,347 @@
+//! What goes into the store and what comes out of it.
+
+use std::collections::HashSet;
+
+use tunnel_proto::api::Traffic;
+use tunnel_proto::keys::KeyHash;
+use tunnel_proto::names::GroupName;
+use tunnel_proto::{
+    CircuitId, Code, DeviceId, Identity, OperatorName, Refusal, ServiceName, TunnelId, UnixTime,
+};
+
+use crate::audit::MemberKind;
+
+/// A one-time code that somebody made. Its secret is not here: the store keeps the hash.
+#[derive(Clone, Debug)]
+pub struct NewEnrolCode {
+    /// SHA-256 of the secret.
+    pub secret_hash: [u8; 32],
+    /// Whom it makes.
+    pub makes: Makes,
+    /// The group that newcomers are put into.
+    pub group: Option<GroupName>,
+    /// How often it can be used.
+    pub uses: u32,
+    /// When it ends.
+    pub expires_at: UnixTime,
+    /// Whether it may replace an enrolled id's key, which is then revoked.
+    pub replace: bool,
+    /// Who made it.
+    pub by: String,
+}
+
+/// Whom an enrolment code makes. An empty list leaves the choice of the id to the newcomer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Makes {
+    /// Devices with these ids.
+    Devices(Vec<DeviceId>),
+    /// Operators with these names.
+    Operators(Vec<OperatorName>),
+}
+
+impl Makes {
+    /// Returns the kind.
+    pub const fn kind(&self) -> MemberKind {
+        match self {
+            Self::Devices(_) => MemberKind::Device,
+            Self::Operators(_) => MemberKind::Operator,
+        }
+    }
+
+    /// Returns the ids as text.
+    pub fn ids(&self) -> Vec<String> {
+        match self {
+            Self::Devices(ids) => ids.iter().map(ToString::to_string).collect(),
+            Self::Operators(names) => names.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// A newcomer's request, whose certificate request was checked and whose key was proved.
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    /// SHA-256 of the secret that was shown.
+    pub secret_hash: [u8; 32],
+    /// The id that is asked for, if the newcomer names one.
+    pub wanted: Option<String>,
+    /// The newcomer's key.
+    pub key: KeyHash,
+    /// The address that it comes from.
+    pub source: String,
+}
+
+/// A certificate that was issued, as the store keeps it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Certificate {
+    /// The chain, leaf first, PEM.
+    pub chain_pem: String,
+    /// The leaf's serial number.
+    pub serial: Vec<u8>,
+    /// The key that it names.
+    pub key: KeyHash,
+    /// When it ends.
+    pub not_after: UnixTime,
+}
+
+/// Issues a certificate inside the transaction that consumes the code, so that neither is without the other.
+pub type Issue = Box<dyn FnOnce(&Identity) -> Result<Certificate, Refusal> + Send>;
+
+/// A newcomer that is in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Enrolled {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its certificate.
+    pub certificate: Certificate,
+    /// The keys that lost their trust in favour of this one: their links and tunnels are to be cut.
+    pub replaced: Vec<KeyHash>,
+}
+
+/// A device that is enrolled and not revoked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceRecord {
+    /// The device.
+    pub id: DeviceId,
+    /// The groups that it is in, sorted.
+    pub groups: Vec<GroupName>,
+    /// The key of its newest certificate.
+    pub key: KeyHash,
+    /// When it was enrolled first.
+    pub enrolled_at: UnixTime,
+    /// When its newest certificate ends.
+    pub cert_expires_at: UnixTime,
+    /// When it was linked last.
+    pub last_seen: Option<UnixTime>,
+    /// The agent's version, as it reported last.
+    pub version: Option<String>,
+    /// The operating system, as it reported last.
+    pub platform: Option<String>,
+    /// The services, as it reported last.
+    pub services: Vec<ServiceName>,
+    /// Host keys of its SSH server, as it reported last.
+    pub ssh_host_keys: Vec<String>,
+    /// Whether the owner lets anybody in, as it reported last.
+    pub access: bool,
+}
+
+/// An operator that is enrolled and not revoked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OperatorRecord {
+    /// The operator.
+    pub name: OperatorName,
+    /// The groups that it is in, sorted.
+    pub groups: Vec<GroupName>,
+    /// The key of its newest certificate.
+    pub key: KeyHash,
+    /// When its newest certificate ends.
+    pub cert_expires_at: UnixTime,
+}
+
+/// A member of a group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Member {
+    /// A device.
+    Device(DeviceId),
+    /// An operator.
+    Operator(OperatorName),
+}
+
+impl Member {
+    /// Returns the kind.
+    pub const fn kind(&self) -> MemberKind {
+        match self {
+            Self::Device(_) => MemberKind::Device,
+            Self::Operator(_) => MemberKind::Operator,
+        }
+    }
+
+    /// Returns the name as text.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Device(id) => id.as_str(),
+            Self::Operator(name) => name.as_str(),
+        }
+    }
+}
+
+/// Everything that has lost its trust.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RevokedSet {
+    /// Identities: no certificate of theirs counts, whatever its key.
+    pub identities: HashSet<Identity>,
+    /// Keys: no certificate with one of them counts, whatever it names.
+    pub keys: HashSet<KeyHash>,
+}
+
+impl RevokedSet {
+    /// Says whether a certificate of `identity` with `key` has lost its trust.
+    pub fn holds(&self, identity: &Identity, key: &KeyHash) -> bool {
+        self.identities.contains(identity) || self.keys.contains(key)
+    }
+}
+
+/// A tunnel that was decided.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewTunnel {
+    /// The tunnel.
+    pub id: TunnelId,
+    /// Its circuit on the relay.
+    pub circuit: CircuitId,
+    /// Who asked.
+    pub operator: OperatorName,
+    /// The key that the operator proved.
+    pub holder_key: KeyHash,
+    /// Where it leads.
+    pub device: DeviceId,
+    /// The key that the device proved on its control link.
+    pub device_key: KeyHash,
+    /// What it may be used for.
+    pub services: Vec<ServiceName>,
+    /// Why it was asked for.
+    pub reason: Option<String>,
+    /// When it ends at the latest.
+    pub expires_at: UnixTime,
+    /// The policy revision that decided.
+    pub policy_revision: u64,
+    /// The policies that decided.
+    pub policies: Vec<String>,
+    /// The address that the operator comes from.
+    pub source: String,
+}
+
+/// Why a tunnel that policy permitted was not written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotOpened {
+    /// Another policy revision came into force meanwhile: decide anew (THREATS POL-03).
+    PolicyStale {
+        /// The revision in force.
+        current: u64,
+    },
+    /// The operator, the device or one of their keys was revoked meanwhile.
+    Revoked,
+}
+
+/// A tunnel that was refused.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Denied {
+    /// Who asked.
+    pub operator: OperatorName,
+    /// The device that was named: text, since there may be none of that name.
+    pub device: String,
+    /// The services that were named.
+    pub services: Vec<String>,
+    /// Why it was asked for.
+    pub reason: Option<String>,
+    /// Why it was refused.
+    pub code: Code,
+    /// The policy revision that decided.
+    pub policy_revision: u64,
+    /// The policies that decided; none if none fitted.
+    pub policies: Vec<String>,
+    /// The address that the operator comes from.
+    pub source: String,
+}
+
+/// What came of redeeming a token.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Redeemed {
+    /// This was the first time: the leg may be admitted.
+    First,
+    /// The token was used before.
+    Again,
+    /// The tunnel has ended, or is not known.
+    Gone,
+}
+
+impl Redeemed {
+    /// Returns why the leg may not be admitted, if so.
+    ///
+    /// # Errors
+    /// Returns [`Code::TokenReplay`] or [`Code::TunnelClosed`].
+    pub const fn admitted(self) -> Result<(), Code> {
+        match self {
+            Self::First => Ok(()),
+            Self::Again => Err(Code::TokenReplay),
+            Self::Gone => Err(Code::TunnelClosed),
+        }
+    }
+}
+
+/// How far a tunnel has come.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum TunnelState {
+    /// Decided; not both legs are bound yet.
+    Opening,
+    /// Both legs were bound.
+    Open,
+    /// Over.
+    Ended,
+}
+
+impl TunnelState {
+    /// Returns the state as the API and the store write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Ended => "ended",
+        }
+    }
+
+    pub(super) fn from_text(text: &str) -> Option<Self> {
+        [Self::Opening, Self::Open, Self::Ended].into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+/// A tunnel, as it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TunnelRecord {
+    /// What was decided.
+    pub decided: NewTunnel,
+    /// How far it has come.
+    pub state: TunnelState,
+    /// When it was decided.
+    pub opened_at: UnixTime,
+    /// How it ended, once it has.
+    pub ended: Option<Ended>,
+}
+
+/// How a tunnel ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// When.
+    pub at: UnixTime,
+    /// Why.
+    pub reason: Code,
+    /// Who ended it.
+    pub by: String,
+    /// What the relay forwarded, if it still knew.
+    pub traffic: Option<Traffic>,
+}
+
+/// A session that took place in a tunnel or was refused, as the agent reported it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SessionRecord {
+    /// The tunnel.
+    pub tunnel: TunnelId,
+    /// The service that was asked for, as text.
+    pub service: String,
+    /// Why it was refused, if it was.
+    pub refused: Option<Code>,
+    /// Milliseconds from its start to its end.
+    pub millis: u64,
+    /// Bytes from the operator to the service.
+    pub bytes_in: u64,
+    /// Bytes from the service to the operator.
+    pub bytes_out: u64,
+}
+
+/// The policy in force.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PolicyRecord {
+    /// Counts up from 1.
+    pub revision: u64,
+    /// The text, in Cedar.
+    pub text: String,
+}

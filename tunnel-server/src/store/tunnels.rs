@@ -1,0 +1,286 @@
+//! Tunnels: what was decided, which tokens were redeemed, what is alive.
+
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
+use tunnel_proto::api::Traffic;
+use tunnel_proto::bind::Role;
+use tunnel_proto::{CircuitId, Code, Identity, TokenId, TrustDomain, TunnelId, UnixTime};
+
+use super::enrolment::is_revoked;
+use super::journal::revision;
+use super::records::{Denied, Ended, NewTunnel, NotOpened, Redeemed, SessionRecord, TunnelRecord, TunnelState};
+use super::rows::{bytes, json, key, name, number, secs, signed, time, time_if_any, to_json};
+use super::writer::Write;
+use super::{Store, StoreError};
+use crate::audit::{Event, bounded};
+
+impl Store {
+    /// Writes a tunnel that policy permits. Only after this may an offer go out.
+    ///
+    /// # Errors
+    /// The outer error tells that nothing is on the disk and nothing may open; the inner one that the decision is out of
+    /// date.
+    pub async fn open_tunnel(
+        &self,
+        tunnel: NewTunnel,
+        now: UnixTime,
+    ) -> Result<Result<(), NotOpened>, StoreError> {
+        let fleet = self.inner.fleet.clone();
+        self.write(move |w| Box::pin(async move { open(w, &fleet, tunnel, now).await })).await
+    }
+
+    /// Records that a tunnel was refused.
+    ///
+    /// # Errors
+    /// Returns an error if the record is not on the disk.
+    pub async fn deny(&self, denied: Denied) -> Result<(), StoreError> {
+        self.record(Event::TunnelDenied {
+            operator: denied.operator,
+            device: bounded(&denied.device),
+            services: denied.services.iter().map(|service| bounded(service)).collect(),
+            reason: denied.reason.as_deref().map(bounded),
+            code: denied.code,
+            policy_revision: denied.policy_revision,
+            policies: denied.policies,
+            source: denied.source,
+        })
+        .await
+    }
+
+    /// Redeems a token of a live tunnel. Of any number of callers at any time, one is the first.
+    ///
+    /// # Errors
+    /// Returns an error if the mark is not on the disk: the leg is then not admitted.
+    pub async fn redeem(
+        &self,
+        token: TokenId,
+        tunnel: TunnelId,
+        role: Role,
+        now: UnixTime,
+    ) -> Result<Redeemed, StoreError> {
+        self.write(move |w| Box::pin(async move { redeem(w, token, tunnel, role, now).await })).await
+    }
+
+    /// Writes down that both legs of a tunnel were bound, and says whether it was opening until now.
+    ///
+    /// # Errors
+    /// Returns an error if it is not on the disk.
+    pub async fn tunnel_open(&self, tunnel: TunnelId) -> Result<bool, StoreError> {
+        self.write(move |w| {
+            Box::pin(async move {
+                let done = sqlx::query("UPDATE tunnels SET state = 'open' WHERE id = ? AND state = 'opening'")
+                    .bind(&tunnel.as_bytes()[..])
+                    .execute(&mut w.connection)
+                    .await?;
+                if done.rows_affected() == 0 {
+                    return Ok(false);
+                }
+                w.append(&Event::TunnelConnected { tunnel }).await?;
+                Ok(true)
+            })
+        })
+        .await
+    }
+
+    /// Ends a tunnel, and says whether it was alive. Its tokens are worth nothing from here on.
+    ///
+    /// # Errors
+    /// Returns an error if it is not on the disk. Forwarding stops before this is called, and stays stopped.
+    pub async fn end_tunnel(
+        &self,
+        tunnel: TunnelId,
+        reason: Code,
+        by: &str,
+        traffic: Option<Traffic>,
+        now: UnixTime,
+    ) -> Result<bool, StoreError> {
+        let by = bounded(by);
+        self.write(move |w| Box::pin(async move { end(w, tunnel, reason, by, traffic, now).await })).await
+    }
+
+    /// Records a session that took place or was refused.
+    ///
+    /// # Errors
+    /// Returns an error if the record is not on the disk.
+    pub async fn session(&self, session: SessionRecord) -> Result<(), StoreError> {
+        let SessionRecord { tunnel, millis, bytes_in, bytes_out, .. } = session;
+        let service = bounded(&session.service);
+        self.record(match session.refused {
+            Some(reason) => Event::SessionRefused { tunnel, service, reason },
+            None => Event::SessionEnded { tunnel, service, millis, bytes_in, bytes_out },
+        })
+        .await
+    }
+
+    /// Returns a tunnel.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn tunnel(&self, tunnel: TunnelId) -> Result<Option<TunnelRecord>, StoreError> {
+        let row = sqlx::query("SELECT * FROM tunnels WHERE id = ?")
+            .bind(&tunnel.as_bytes()[..])
+            .fetch_optional(&self.inner.readers)
+            .await?;
+        row.as_ref().map(record).transpose()
+    }
+
+    /// Returns the newest tunnels, at most `limit`, newest first; the ended ones too unless `live_only`.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn tunnels(&self, live_only: bool, limit: u32) -> Result<Vec<TunnelRecord>, StoreError> {
+        let statement = if live_only {
+            "SELECT * FROM tunnels WHERE state <> 'ended' ORDER BY opened_at DESC, rowid DESC LIMIT ?"
+        } else {
+            "SELECT * FROM tunnels ORDER BY opened_at DESC, rowid DESC LIMIT ?"
+        };
+        sqlx::query(statement).bind(limit).fetch_all(&self.inner.readers).await?.iter().map(record).collect()
+    }
+
+    /// Returns every tunnel that has not ended, for a server that starts again.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn live_tunnels(&self) -> Result<Vec<TunnelRecord>, StoreError> {
+        self.tunnels(true, u32::MAX).await
+    }
+}
+
+async fn open(
+    w: &mut Write,
+    fleet: &TrustDomain,
+    tunnel: NewTunnel,
+    now: UnixTime,
+) -> Result<Result<(), NotOpened>, StoreError> {
+    let current = revision(&mut w.connection).await?;
+    if current != tunnel.policy_revision {
+        return Ok(Err(NotOpened::PolicyStale { current }));
+    }
+    let operator = Identity::operator(fleet, &tunnel.operator);
+    let device = Identity::device(fleet, &tunnel.device);
+    if is_revoked(w, &operator, &tunnel.holder_key).await? || is_revoked(w, &device, &tunnel.device_key).await? {
+        return Ok(Err(NotOpened::Revoked));
+    }
+    sqlx::query(
+        "INSERT INTO tunnels (id, circuit, operator, holder_key, device, device_key, services, reason, source,
+             policy_revision, policies, state, opened_at, expires_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?)",
+    )
+    .bind(&tunnel.id.as_bytes()[..])
+    .bind(&tunnel.circuit.as_bytes()[..])
+    .bind(tunnel.operator.as_str())
+    .bind(&tunnel.holder_key.as_bytes()[..])
+    .bind(tunnel.device.as_str())
+    .bind(&tunnel.device_key.as_bytes()[..])
+    .bind(to_json(&tunnel.services)?)
+    .bind(tunnel.reason.as_deref().map(bounded))
+    .bind(&tunnel.source)
+    .bind(signed(tunnel.policy_revision))
+    .bind(to_json(&tunnel.policies)?)
+    .bind(secs(now))
+    .bind(secs(tunnel.expires_at))
+    .execute(&mut w.connection)
+    .await?;
+    w.append(&Event::TunnelOpened {
+        tunnel: tunnel.id,
+        operator: tunnel.operator,
+        holder_key: tunnel.holder_key,
+        device: tunnel.device,
+        services: tunnel.services,
+        reason: tunnel.reason.as_deref().map(bounded),
+        expires_at: tunnel.expires_at,
+        policy_revision: tunnel.policy_revision,
+        policies: tunnel.policies,
+        source: tunnel.source,
+    })
+    .await?;
+    Ok(Ok(()))
+}
+
+async fn redeem(
+    w: &mut Write,
+    token: TokenId,
+    tunnel: TunnelId,
+    role: Role,
+    now: UnixTime,
+) -> Result<Redeemed, StoreError> {
+    let alive = sqlx::query("SELECT 1 FROM tunnels WHERE id = ? AND state <> 'ended' AND expires_at > ?")
+        .bind(&tunnel.as_bytes()[..])
+        .bind(secs(now))
+        .fetch_optional(&mut w.connection)
+        .await?;
+    if alive.is_none() {
+        return Ok(Redeemed::Gone);
+    }
+    let done = sqlx::query("INSERT OR IGNORE INTO redeemed (token, tunnel, role, redeemed_at) VALUES (?, ?, ?, ?)")
+        .bind(&token.as_bytes()[..])
+        .bind(&tunnel.as_bytes()[..])
+        .bind(role as u8)
+        .bind(secs(now))
+        .execute(&mut w.connection)
+        .await?;
+    if done.rows_affected() == 0 {
+        return Ok(Redeemed::Again);
+    }
+    w.append(&Event::TunnelAttached { tunnel, role: role.as_str().to_owned() }).await?;
+    Ok(Redeemed::First)
+}
+
+async fn end(
+    w: &mut Write,
+    tunnel: TunnelId,
+    reason: Code,
+    by: String,
+    traffic: Option<Traffic>,
+    now: UnixTime,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query(
+        "UPDATE tunnels SET state = 'ended', ended_at = ?, end_code = ?, ended_by = ?, traffic = ?
+         WHERE id = ? AND state <> 'ended' RETURNING operator, device, opened_at",
+    )
+    .bind(secs(now))
+    .bind(reason.as_str())
+    .bind(&by)
+    .bind(traffic.as_ref().map(to_json).transpose()?)
+    .bind(&tunnel.as_bytes()[..])
+    .fetch_optional(&mut w.connection)
+    .await?;
+    let Some(row) = row else { return Ok(false) };
+    let (operator, device) = (name(&row, "operator")?, name(&row, "device")?);
+    let lived_secs = now.since(time(&row, "opened_at")?).as_secs();
+    w.append(&Event::TunnelEnded { tunnel, operator, device, reason, by, lived_secs, traffic }).await?;
+    Ok(true)
+}
+
+fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
+    let state: String = row.try_get("state")?;
+    Ok(TunnelRecord {
+        decided: NewTunnel {
+            id: TunnelId::from_bytes(bytes(row, "id")?),
+            circuit: CircuitId::from_bytes(bytes(row, "circuit")?),
+            operator: name(row, "operator")?,
+            holder_key: key(row, "holder_key")?,
+            device: name(row, "device")?,
+            device_key: key(row, "device_key")?,
+            services: json(row, "services")?,
+            reason: row.try_get("reason")?,
+            expires_at: time(row, "expires_at")?,
+            policy_revision: number(row, "policy_revision")?,
+            policies: json(row, "policies")?,
+            source: row.try_get("source")?,
+        },
+        state: TunnelState::from_text(&state).ok_or(StoreError::Damaged("state"))?,
+        opened_at: time(row, "opened_at")?,
+        ended: ended(row)?,
+    })
+}
+
+fn ended(row: &SqliteRow) -> Result<Option<Ended>, StoreError> {
+    let Some(at) = time_if_any(row, "ended_at")? else { return Ok(None) };
+    let traffic = match row.try_get::<Option<String>, _>("traffic")? {
+        Some(_) => Some(json(row, "traffic")?),
+        None => None,
+    };
+    let reason = Code::from_text(&row.try_get::<String, _>("end_code")?);
+    Ok(Some(Ended { at, reason, by: row.try_get("ended_by")?, traffic }))
+}
