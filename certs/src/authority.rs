@@ -170,7 +170,7 @@ impl Authority {
             <[_; 1]>::try_from(pem::read_chain(issuing_pem).map_err(AuthorityError::Certificate)?)
                 .map_err(|_| AuthorityError::Certificate(CertError::Malformed))?;
         let key = KeyPair::from_pem(issuing_key_pem)?;
-        let about = authority_of(&issuing).map_err(AuthorityError::Certificate)?;
+        let about = authority_of(&issuing, trust.root()).map_err(AuthorityError::Certificate)?;
         if about.key != *key.public() {
             return Err(AuthorityError::KeyMismatch);
         }
@@ -349,5 +349,124 @@ impl PublicKeyData for KeyPair {
 impl SigningKey for KeyPair {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         Self::sign(self, message).map_err(|_| rcgen::Error::RingUnspecified)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::rand::SystemRandom;
+
+    use super::*;
+    use crate::request::request;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn create() -> NewAuthority {
+        Authority::create(&"fleet.example".parse().unwrap(), NOW, &SystemRandom::new()).unwrap()
+    }
+
+    fn load(new: &NewAuthority) -> Result<Authority, AuthorityError> {
+        Authority::load(&new.issuing_pem, &new.issuing_key_pem, &new.root_pem)
+    }
+
+    fn asked() -> CertificateRequest {
+        CertificateRequest::from_pem(&request(&KeyPair::generate().unwrap()).unwrap()).unwrap()
+    }
+
+    fn device(text: &str) -> Identity {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_issued_is_what_was_decided() {
+        let authority = load(&create()).unwrap();
+        let identity = device("spiffe://fleet.example/device/pump-17");
+        let asked = asked();
+        let issued = authority.issue(&asked, &identity, NOW, DAY, [0xff; 16]).unwrap();
+        let peer = authority
+            .trust()
+            .verify(&pem::read_chain(&issued.chain_pem).unwrap(), NOW)
+            .unwrap();
+        assert_eq!(peer.identity, identity);
+        assert_eq!((peer.key, peer.serial), (asked.key_hash(), issued.serial));
+        assert_eq!(
+            (peer.not_before, peer.not_after),
+            (NOW.before(BACKDATE), NOW.after(DAY))
+        );
+        assert_eq!(
+            (issued.not_before, issued.not_after, issued.key),
+            (peer.not_before, peer.not_after, peer.key)
+        );
+        assert_eq!(pem::read_chain(&issued.chain_pem).unwrap()[0], issued.leaf_der);
+    }
+
+    /// Names of the greatest length, and a chain that still fits.
+    #[test]
+    fn long_names_fit() {
+        let label = "x".repeat(63);
+        let trust_domain: TrustDomain = format!("{label}.{label}.{label}").parse().unwrap();
+        let new = Authority::create(&trust_domain, NOW, &SystemRandom::new()).unwrap();
+        let authority = load(&new).unwrap();
+        let identity = Identity::operator(&trust_domain, &"y".repeat(64).parse().unwrap());
+        let issued = authority.issue(&asked(), &identity, NOW, DAY, [1; 16]).unwrap();
+        let chain = pem::read_chain(&issued.chain_pem).unwrap();
+        assert_eq!(authority.trust().verify(&chain, NOW).unwrap().identity, identity);
+    }
+
+    /// THREATS ENR-04.
+    #[test]
+    fn a_life_ends_with_the_authority() {
+        let authority = load(&create()).unwrap();
+        let identity = device("spiffe://fleet.example/device/pump-17");
+        let issue = |now, life| authority.issue(&asked(), &identity, now, life, [1; 16]);
+        assert_eq!(issue(NOW, DAY * 36_500).unwrap().not_after, authority.not_after());
+        assert_eq!(
+            issue(NOW, Duration::MAX).unwrap().not_after,
+            authority.not_after()
+        );
+        assert_eq!(authority.not_after(), NOW.after(ISSUING_LIFETIME));
+        assert_eq!(issue(authority.not_after(), DAY), Err(AuthorityError::Time));
+        assert_eq!(issue(NOW.before(DAY), DAY), Err(AuthorityError::Time));
+    }
+
+    #[test]
+    fn another_fleet_is_not_issued_for() {
+        let authority = load(&create()).unwrap();
+        let identity = device("spiffe://other.example/device/pump-17");
+        assert_eq!(
+            authority.issue(&asked(), &identity, NOW, DAY, [1; 16]),
+            Err(AuthorityError::TrustDomain)
+        );
+    }
+
+    #[test]
+    fn parts_of_two_authorities_do_not_load() {
+        let (new, other) = (create(), create());
+        assert!(load(&new).is_ok());
+        let key = Authority::load(&new.issuing_pem, &other.issuing_key_pem, &new.root_pem);
+        assert_eq!(key.unwrap_err(), AuthorityError::KeyMismatch);
+        let root = Authority::load(&new.issuing_pem, &new.issuing_key_pem, &other.root_pem);
+        assert_eq!(
+            root.unwrap_err(),
+            AuthorityError::Certificate(CertError::UnknownCa)
+        );
+        let leaf = load(&new).unwrap().issue(
+            &asked(),
+            &device("spiffe://fleet.example/server/n1"),
+            NOW,
+            DAY,
+            [1; 16],
+        );
+        let leaf_pem = pem::write_chain(&[leaf.unwrap().leaf_der]);
+        assert!(Authority::load(&leaf_pem, &new.issuing_key_pem, &new.root_pem).is_err());
+    }
+
+    #[test]
+    fn keys_of_an_authority_are_not_printed() {
+        let new = create();
+        let line = new.issuing_key_pem.lines().nth(1).unwrap().to_owned();
+        let text = format!("{new:?}{:?}", load(&new).unwrap());
+        assert!(!text.contains(&line) && !text.contains("PRIVATE"));
     }
 }

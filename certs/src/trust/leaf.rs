@@ -51,10 +51,15 @@ pub(crate) struct About {
     pub(crate) not_after: UnixTime,
 }
 
-/// Reads an authority's certificate.
+/// Reads an authority's certificate, which the root must have signed.
 #[cfg(feature = "authority")]
-pub(crate) fn authority_of(der: &CertificateDer<'_>) -> Result<About, CertError> {
-    let certificate = parse(der)?;
+pub(crate) fn authority_of(der: &CertificateDer<'_>, root: &CertificateDer<'_>) -> Result<About, CertError> {
+    let (certificate, root) = (parse(der)?, parse(root)?);
+    if certificate.issuer().as_raw() != root.subject().as_raw()
+        || certificate.verify_signature(Some(root.public_key())).is_err()
+    {
+        return Err(CertError::UnknownCa);
+    }
     if !certificate.is_ca() {
         return Err(CertError::Chain);
     }
