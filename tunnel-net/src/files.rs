@@ -245,3 +245,141 @@ impl Drop for Draft {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn names_in(directory: &Path) -> Vec<std::ffi::OsString> {
+        fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect()
+    }
+
+    #[test]
+    fn what_is_written_reads_back_and_is_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key.pem");
+        write_private(&path, b"first").unwrap();
+        write_private(&path, "sécret".as_bytes()).unwrap();
+        assert_eq!(read_private_text(&path).unwrap().as_str(), "sécret");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(names_in(directory.path()), ["key.pem"], "nothing is left behind");
+    }
+
+    /// THREATS ENR-09.
+    #[test]
+    fn a_file_that_others_can_open_is_refused_with_its_fix() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key.pem");
+        write_private(&path, b"secret").unwrap();
+        for mode in [0o640, 0o620, 0o604, 0o602, 0o666, 0o777, 0o610] {
+            set_mode(&path, mode);
+            let error = read_private(&path).unwrap_err();
+            assert!(matches!(error, FileError::Mode { mode: found, .. } if found == mode));
+            assert!(error.to_string().contains("chmod 600 "), "{error}");
+        }
+        for mode in [0o600, 0o400] {
+            set_mode(&path, mode);
+            assert!(read_private(&path).is_ok());
+        }
+    }
+
+    /// THREATS T16.
+    #[test]
+    fn what_is_no_plain_file_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key.pem");
+        write_private(&path, b"secret").unwrap();
+        let link = directory.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert!(matches!(read_private(&link), Err(FileError::Kind { .. })));
+        assert!(matches!(
+            read_private(directory.path()),
+            Err(FileError::Kind { .. })
+        ));
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        assert!(matches!(read_private(&pipe), Err(FileError::Kind { .. })));
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        write_private(&victim, b"untouched").unwrap();
+        let link = directory.path().join("link");
+        symlink(&victim, &link).unwrap();
+        write_private(&link, b"secret").unwrap();
+        assert_eq!(read_private(&victim).unwrap().as_slice(), b"untouched");
+        assert_eq!(read_private(&link).unwrap().as_slice(), b"secret");
+    }
+
+    #[test]
+    fn a_missing_file_is_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(
+            read_private(&directory.path().join("none"))
+                .unwrap_err()
+                .is_missing()
+        );
+        assert!(!read_private(directory.path()).unwrap_err().is_missing());
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_or_no_text_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        write_private(&path, &vec![b'x'; usize::try_from(MAX_BYTES).unwrap()]).unwrap();
+        assert!(read_private(&path).is_ok());
+        write_private(&path, &vec![b'x'; usize::try_from(MAX_BYTES).unwrap() + 1]).unwrap();
+        assert!(matches!(read_private(&path), Err(FileError::TooLarge { .. })));
+        write_private(&path, &[0xff]).unwrap();
+        assert!(matches!(read_private_text(&path), Err(FileError::NotText { .. })));
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("taken");
+        fs::create_dir(&path).unwrap();
+        assert!(write_private(&path, b"secret").is_err());
+        assert_eq!(names_in(directory.path()), ["taken"]);
+        assert!(
+            write_private(&directory.path().join("none/key.pem"), b"secret")
+                .unwrap_err()
+                .is_missing()
+        );
+        assert!(write_private(Path::new("/"), b"secret").is_err());
+    }
+
+    #[test]
+    fn a_private_directory_is_made_or_checked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/b");
+        create_private_dir(&path).unwrap();
+        create_private_dir(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        set_mode(&path, 0o755);
+        let error = create_private_dir(&path).unwrap_err();
+        assert!(error.to_string().contains("chmod 700 "), "{error}");
+        let link = directory.path().join("link");
+        set_mode(&path, 0o700);
+        symlink(&path, &link).unwrap();
+        assert!(create_private_dir(&link).is_err());
+    }
+}

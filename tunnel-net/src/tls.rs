@@ -71,9 +71,17 @@ pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         let mut provider = rustls::crypto::ring::default_provider();
         provider.cipher_suites = if has_fast_aes() {
-            vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256]
+            vec![
+                TLS13_AES_128_GCM_SHA256,
+                TLS13_AES_256_GCM_SHA384,
+                TLS13_CHACHA20_POLY1305_SHA256,
+            ]
         } else {
-            vec![TLS13_CHACHA20_POLY1305_SHA256, TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384]
+            vec![
+                TLS13_CHACHA20_POLY1305_SHA256,
+                TLS13_AES_128_GCM_SHA256,
+                TLS13_AES_256_GCM_SHA384,
+            ]
         };
         Arc::new(provider)
     });
@@ -85,18 +93,28 @@ fn has_fast_aes() -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
     #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
+    return std::arch::is_aarch64_feature_detected!("aes")
+        && std::arch::is_aarch64_feature_detected!("pmull");
     #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
     return false;
 }
 
 /// Makes the agent's end of a control link: it talks to servers only.
 pub fn link_client(ends: &Ends, credentials: &Credentials) -> ClientConfig {
-    client(Roots::Known(ends.clone()), Allowed::Servers, Some(&credentials.without_root(&ends.trust)), ALPN_LINK)
+    client(
+        Roots::Known(ends.clone()),
+        Allowed::Servers,
+        Some(&credentials.without_root(&ends.trust)),
+        ALPN_LINK,
+    )
 }
 
 /// Makes the server's end of control links: it talks to devices only.
-pub fn link_server(ends: &Ends, credentials: &Credentials, revocations: Arc<dyn Revocations>) -> ServerConfig {
+pub fn link_server(
+    ends: &Ends,
+    credentials: &Credentials,
+    revocations: Arc<dyn Revocations>,
+) -> ServerConfig {
     let verifier = Verifier::new(Roots::Known(ends.clone()), Allowed::Devices).with_revocations(revocations);
     server(verifier, &credentials.without_root(&ends.trust), ALPN_LINK)
 }
@@ -104,7 +122,12 @@ pub fn link_server(ends: &Ends, credentials: &Credentials, revocations: Arc<dyn 
 /// Makes the client's end of the API and of the WebSocket carrier: it talks to servers only.
 pub fn api_client(ends: &Ends, credentials: Option<&Credentials>) -> ClientConfig {
     let credentials = credentials.map(|credentials| credentials.without_root(&ends.trust));
-    client(Roots::Known(ends.clone()), Allowed::Servers, credentials.as_ref(), ALPN_API)
+    client(
+        Roots::Known(ends.clone()),
+        Allowed::Servers,
+        credentials.as_ref(),
+        ALPN_API,
+    )
 }
 
 /// Makes the server's end of the API and of the WebSocket carrier.
@@ -112,8 +135,9 @@ pub fn api_client(ends: &Ends, credentials: Option<&Credentials>) -> ClientConfi
 /// A client may come without a certificate, to enrol or to carry; one that it does show must be valid, of a device or
 /// an operator, and not revoked. The server shows its whole chain, for newcomers that know the root's fingerprint only.
 pub fn api_server(ends: &Ends, credentials: &Credentials, revocations: Arc<dyn Revocations>) -> ServerConfig {
-    let verifier =
-        Verifier::new(Roots::Known(ends.clone()), Allowed::Clients).with_revocations(revocations).optional();
+    let verifier = Verifier::new(Roots::Known(ends.clone()), Allowed::Clients)
+        .with_revocations(revocations)
+        .optional();
     server(verifier, credentials, ALPN_API)
 }
 
@@ -121,13 +145,29 @@ pub fn api_server(ends: &Ends, credentials: &Credentials, revocations: Arc<dyn R
 ///
 /// Afterwards, [`Trust::of_chain`] of the connection's certificates gives the root.
 pub fn enrol_client(root_fingerprint: [u8; 32], clock: Arc<dyn Clock>) -> ClientConfig {
-    client(Roots::Pinned { fingerprint: root_fingerprint, clock }, Allowed::Servers, None, ALPN_API)
+    client(
+        Roots::Pinned {
+            fingerprint: root_fingerprint,
+            clock,
+        },
+        Allowed::Servers,
+        None,
+        ALPN_API,
+    )
 }
 
 /// Makes the operator's end of a tunnel: it talks to this device only.
 pub fn tunnel_client(ends: &Ends, credentials: &Credentials, device: Identity) -> ClientConfig {
-    let allowed = Allowed::Exactly { identity: device, key: None };
-    client(Roots::Known(ends.clone()), allowed, Some(&credentials.without_root(&ends.trust)), ALPN_TUNNEL)
+    let allowed = Allowed::Exactly {
+        identity: device,
+        key: None,
+    };
+    client(
+        Roots::Known(ends.clone()),
+        allowed,
+        Some(&credentials.without_root(&ends.trust)),
+        ALPN_TUNNEL,
+    )
 }
 
 /// Makes the agent's end of a tunnel: it talks to the operator that the grant names, with the key that it names, only.
@@ -137,7 +177,10 @@ pub fn tunnel_server(
     operator: Identity,
     holder_key: KeyHash,
 ) -> ServerConfig {
-    let allowed = Allowed::Exactly { identity: operator, key: Some(holder_key) };
+    let allowed = Allowed::Exactly {
+        identity: operator,
+        key: Some(holder_key),
+    };
     let verifier = Verifier::new(Roots::Known(ends.clone()), allowed);
     server(verifier, &credentials.without_root(&ends.trust), ALPN_TUNNEL)
 }
@@ -154,9 +197,15 @@ pub fn peer(trust: &Trust, chain: &[CertificateDer<'_>], now: UnixTime) -> Resul
 ///
 /// # Errors
 /// Tells why its chain is refused; it may have expired since the handshake.
-pub fn connection_peer(connection: &quinn::Connection, trust: &Trust, now: UnixTime) -> Result<Peer, CertError> {
+pub fn connection_peer(
+    connection: &quinn::Connection,
+    trust: &Trust,
+    now: UnixTime,
+) -> Result<Peer, CertError> {
     let identity = connection.peer_identity().ok_or(CertError::Missing)?;
-    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| CertError::Missing)?;
+    let chain = identity
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .map_err(|_| CertError::Missing)?;
     peer(trust, &chain, now)
 }
 
