@@ -6,5 +6,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
 
 pub mod audit;
+pub mod ca;
+pub mod config;
+pub mod failure;
+pub mod init;
 pub mod policy;
 pub mod store;

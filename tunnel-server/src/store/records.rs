@@ -10,6 +10,7 @@ use tunnel_proto::{
 };
 
 use crate::audit::MemberKind;
+use crate::policy;
 
 /// A one-time code that somebody made. Its secret is not here: the store keeps the hash.
 #[derive(Clone, Debug)]
@@ -124,6 +125,22 @@ pub struct DeviceRecord {
     pub access: bool,
 }
 
+/// What policies may know of a device.
+impl From<&DeviceRecord> for policy::Device {
+    fn from(record: &DeviceRecord) -> Self {
+        Self {
+            id: record.id.clone(),
+            groups: record.groups.clone(),
+            enrolled_at: record.enrolled_at,
+            certificate_expires_at: record.cert_expires_at,
+            access: record.access,
+            services: record.services.clone(),
+            version: record.version.clone(),
+            platform: record.platform.clone(),
+        }
+    }
+}
+
 /// An operator that is enrolled and not revoked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OperatorRecord {
@@ -135,6 +152,13 @@ pub struct OperatorRecord {
     pub key: KeyHash,
     /// When its newest certificate ends.
     pub cert_expires_at: UnixTime,
+}
+
+/// What policies may know of an operator.
+impl From<&OperatorRecord> for policy::Operator {
+    fn from(record: &OperatorRecord) -> Self {
+        Self { name: record.name.clone(), groups: record.groups.clone() }
+    }
 }
 
 /// A member of a group.
