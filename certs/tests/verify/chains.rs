@@ -7,7 +7,7 @@ use tunnel_certs::trust::{MAX_CHAIN_BYTES, MAX_CHAIN_CERTS};
 use tunnel_certs::{CertError, CertificateDer, KeyPair, Trust};
 use tunnel_proto::Code;
 
-use crate::forge::{Der, Fleet, LIFE, NOW, authority, date, leaf, sign, sign_for};
+use crate::forge::{Der, Fleet, LIFE, NOW, authority, date, leaf, sign, sign_for, uri};
 
 const DEVICE: &str = "spiffe://fleet.example/device/pump-17";
 const VICTIM: &str = "spiffe://fleet.example/device/pump-18";
@@ -66,7 +66,10 @@ fn a_self_signed_certificate_is_refused() {
     let fleet = Fleet::new();
     let key = KeyPair::generate().unwrap();
     let alone: Der = leaf(DEVICE).self_signed(&key).unwrap().into();
-    assert_eq!(fleet.verify(&[alone.clone()]), Err(CertError::UnknownCa));
+    assert_eq!(
+        fleet.verify(std::slice::from_ref(&alone)),
+        Err(CertError::UnknownCa)
+    );
     assert_eq!(
         fleet.verify(&[alone, fleet.issuing.clone()]),
         Err(CertError::UnknownCa)
@@ -306,6 +309,29 @@ fn a_root_is_known_by_its_fingerprint() {
     let grafted = [&foreign[..2], &chain[2..]].concat();
     let found = Trust::of_chain(&grafted, &fingerprint).unwrap();
     assert_eq!(found.verify(&grafted, NOW), Err(CertError::UnknownCa));
+}
+
+/// An authority of the owner's own may have a larger key; the members' keys are P-256 all the same.
+#[test]
+fn a_root_with_a_p384_key_is_a_root() {
+    let root_key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    let mut params = authority("external root");
+    params.subject_alt_names = vec![uri("spiffe://fleet.example")];
+    let root: Der = params.self_signed(&root_key).unwrap().into();
+    let issuer = Issuer::from_ca_cert_der(&root, &root_key).unwrap();
+    let member: Der = leaf(DEVICE)
+        .signed_by(&KeyPair::generate().unwrap(), &issuer)
+        .unwrap()
+        .into();
+    assert_eq!(
+        Trust::from_der(&root)
+            .unwrap()
+            .verify(&[member], NOW)
+            .unwrap()
+            .identity
+            .to_string(),
+        DEVICE
+    );
 }
 
 #[test]
