@@ -246,10 +246,10 @@ printf '%s\n' "${times[@]}"
 
 if [[ ${KEEP:-} =~ ^(1|yes|true)$ ]]; then
     for who in technician admin; do
-        enter=""
-        [[ $behind_nat == yes ]] && enter="$bin/netlab --lab $LAB exec technician --"
+        prefix=""
+        [[ $behind_nat == yes ]] && prefix="$bin/netlab --lab $LAB exec technician --"
         printf '#!/bin/sh\nexec %s env TUNNEL_HOME=%q HOME=%q PATH=%q:"$PATH" tunnel "$@"\n' \
-            "$enter" "$dir/$who" "$dir" "$bin" >"$dir/tunnel-$who"
+            "$prefix" "$dir/$who" "$dir" "$bin" >"$dir/tunnel-$who"
         chmod +x "$dir/tunnel-$who"
     done
     echo "$dir" >"$KEPT"

@@ -1,1 +1,19 @@
-//! .
+//! The end-to-end suites: the real programs, a real sshd, loopback and emulated networks.
+
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
+mod audit;
+mod backpressure;
+mod blindness;
+mod carriers;
+mod certificates;
+mod cut;
+mod durability;
+mod forward;
+mod latency;
+mod names;
+mod nat;
+mod policy;
+mod ssh;
+mod tools;
+mod world;

@@ -18,8 +18,13 @@ pub struct Agent {
     id: String,
     place: Place,
     directory: PathBuf,
+    variables: Vec<(String, String)>,
     process: Option<Process>,
 }
+
+/// The public half of a key that nobody has.
+const SOME_HOST_KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPjsineK6zGS1KYO4pRZRy/pGCDl8H8K2tGCakZKJsSm test\n";
 
 /// An agent before its enrolment.
 #[derive(Debug)]
@@ -30,6 +35,7 @@ pub struct Builder {
     top: String,
     services: String,
     host_key: Option<PathBuf>,
+    variables: Vec<(String, String)>,
 }
 
 impl Builder {
@@ -42,6 +48,7 @@ impl Builder {
             top: String::new(),
             services: String::new(),
             host_key: None,
+            variables: Vec::new(),
         }
     }
 
@@ -66,9 +73,30 @@ impl Builder {
     /// Adds the service `ssh`, and the host key of its server.
     #[must_use]
     pub fn sshd(self, sshd: &Sshd) -> Self {
-        let mut with = self.service("ssh", &sshd.target());
-        with.host_key = Some(sshd.host_key_file());
-        with
+        self.service("ssh", &sshd.target())
+            .host_key(&sshd.host_key_file())
+    }
+
+    /// Adds a service `ssh` that is no sshd, and a host key, without which nobody would use it.
+    #[must_use]
+    pub fn like_sshd(self, target: &str) -> Self {
+        let file = self.directory.with_extension("pub");
+        std::fs::write(&file, SOME_HOST_KEY).expect("a file of ours");
+        self.service("ssh", target).host_key(&file)
+    }
+
+    /// Reports the host key of a file.
+    #[must_use]
+    pub fn host_key(mut self, file: &Path) -> Self {
+        self.host_key = Some(file.to_owned());
+        self
+    }
+
+    /// Sets a variable of the agent's environment.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// Adds lines at the top of the configuration.
@@ -86,7 +114,11 @@ impl Builder {
     pub fn enrol(self, code: &str) -> Agent {
         std::fs::create_dir(&self.directory).expect("a new directory");
         let state = self.directory.join("state");
-        let keys = self.host_key.iter().map(|path| format!("\"{}\"", path.display())).collect::<String>();
+        let keys = self
+            .host_key
+            .iter()
+            .map(|path| format!("\"{}\"", path.display()))
+            .collect::<String>();
         let text = format!(
             "state_dir = \"{}\"\n{}\n{}\n[ssh]\nhost_key_files = [{keys}]\n",
             state.display(),
@@ -94,9 +126,17 @@ impl Builder {
             self.services
         );
         std::fs::write(self.directory.join("agent.toml"), text).expect("a file of ours");
-        let agent = Agent { id: self.id, place: self.place, directory: self.directory, process: None };
+        let agent = Agent {
+            id: self.id,
+            place: self.place,
+            directory: self.directory,
+            variables: self.variables,
+            process: None,
+        };
         let mut enrol = agent.place.command(programs::path("tunnel-agent"));
-        enrol.args(["enrol", code, "--id", &agent.id, "--state"]).arg(&state);
+        enrol
+            .args(["enrol", code, "--id", &agent.id, "--state"])
+            .arg(&state);
         process::run(&mut enrol, SOON).ok();
         agent
     }
@@ -137,6 +177,7 @@ impl Agent {
     fn command(&self, name: &str) -> Command {
         let mut command = self.place.command(programs::path("tunnel-agent"));
         command.arg(name).env("TUNNEL_AGENT_CONFIG", self.config());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

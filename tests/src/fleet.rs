@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tempfile::TempDir;
 
@@ -10,6 +11,44 @@ use crate::operator::Operator;
 use crate::place::Place;
 use crate::server::Server;
 use crate::sshd::Sshd;
+
+/// Held by each fleet: shared by most, alone by those whose test looks at the clock.
+static TURN: RwLock<()> = RwLock::new(());
+
+/// Whether other tests may run beside this one.
+#[derive(Debug)]
+enum Turn {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
+
+/// What a fleet is made of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where the server is.
+    pub server: Place,
+    /// Its address there.
+    pub ip: IpAddr,
+    /// Where the operators are.
+    pub operators: Place,
+    /// Where the devices are.
+    pub devices: Place,
+    /// Whether no other test may run at the same time, because this one looks at the clock.
+    pub alone: bool,
+}
+
+impl Default for Plan {
+    /// Everything on loopback.
+    fn default() -> Self {
+        Self {
+            server: Place::Here,
+            ip: Ipv4Addr::LOCALHOST.into(),
+            operators: Place::Here,
+            devices: Place::Here,
+            alone: false,
+        }
+    }
+}
 
 /// A server with its first operator, and the directory of all files of the test.
 #[derive(Debug)]
@@ -21,6 +60,7 @@ pub struct Fleet {
     directory: TempDir,
     operators: Place,
     devices: Place,
+    _turn: Turn,
 }
 
 impl Fleet {
@@ -29,18 +69,46 @@ impl Fleet {
     /// # Panics
     /// When that does not work.
     pub fn on_loopback() -> Self {
-        Self::start(&Place::Here, Ipv4Addr::LOCALHOST.into(), Place::Here, Place::Here)
+        Self::start(Plan::default())
     }
 
-    /// Starts a server at an address of a place; operators and devices are elsewhere.
+    /// Starts a server on loopback while no other test runs.
     ///
     /// # Panics
     /// When that does not work.
-    pub fn start(server: &Place, ip: IpAddr, operators: Place, devices: Place) -> Self {
+    pub fn alone_on_loopback() -> Self {
+        Self::start(Plan {
+            alone: true,
+            ..Plan::default()
+        })
+    }
+
+    /// Starts a server and logs its first operator in.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub fn start(plan: Plan) -> Self {
+        // A test that failed has left nothing behind that another one would trip over.
+        let turn = if plan.alone {
+            Turn::Alone {
+                _guard: TURN.write().unwrap_or_else(PoisonError::into_inner),
+            }
+        } else {
+            Turn::Shared {
+                _guard: TURN.read().unwrap_or_else(PoisonError::into_inner),
+            }
+        };
         let directory = TempDir::with_prefix("tunnel-e2e-").expect("a temporary directory");
-        let server = Server::start(server, ip, directory.path());
-        let admin = Operator::login("admin", &operators, directory.path(), server.invite());
-        Self { admin, server, directory, operators, devices }
+        let server = Server::start(&plan.server, plan.ip, directory.path());
+        let admin = Operator::login("admin", &plan.operators, directory.path(), server.invite());
+        Self {
+            admin,
+            server,
+            directory,
+            operators: plan.operators,
+            devices: plan.devices,
+            _turn: turn,
+        }
     }
 
     /// Returns the directory of the test's files.
@@ -77,7 +145,9 @@ impl Fleet {
     /// Logs an operator of the group `technicians` in, who may use the service `ssh` and no other.
     #[track_caller]
     pub fn technician(&self, name: &str) -> Operator {
-        let code = self.server.enrol_code(&["--operator", name, "--group", "technicians"]);
+        let code = self
+            .server
+            .enrol_code(&["--operator", name, "--group", "technicians"]);
         Operator::login(name, &self.operators, self.directory.path(), &code)
     }
 

@@ -27,7 +27,10 @@ impl Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = TempDir::with_prefix("tunnel-lab-").expect("a temporary directory");
-        let lab = Self { name: format!("e2e{}-{count}", std::process::id()), directory };
+        let lab = Self {
+            name: format!("e2e{}-{count}", std::process::id()),
+            directory,
+        };
         let file = lab.directory.path().join(format!("{}.toml", lab.name));
         std::fs::write(&file, text).expect("a temporary file");
         lab.ask(&[Path::new("up"), &file]);
@@ -36,7 +39,10 @@ impl Lab {
 
     /// Names a host of it.
     pub fn host(&self, host: &str) -> Place {
-        Place::Host { lab: self.name.clone(), host: host.to_owned() }
+        Place::Host {
+            lab: self.name.clone(),
+            host: host.to_owned(),
+        }
     }
 
     /// Changes a link, as `lab.set("mobile", "block=udp")`.

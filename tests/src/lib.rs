@@ -4,6 +4,7 @@
 //! It knows the programs only from outside: their command lines, files, exit codes and JSON.
 
 pub mod agent;
+pub mod api;
 pub mod bytes;
 pub mod fleet;
 pub mod lab;
@@ -18,7 +19,7 @@ pub mod sshd;
 pub mod wait;
 
 pub use agent::Agent;
-pub use fleet::Fleet;
+pub use fleet::{Fleet, Plan};
 pub use lab::Lab;
 pub use operator::Operator;
 pub use place::Place;

@@ -14,6 +14,9 @@ use crate::programs;
 use crate::sshd::{Sshd, user};
 use crate::wait::{SOON, until};
 
+/// Names the carrier that the programs use: `udp`, `websocket` or `auto`.
+pub const CARRIER: &str = "TUNNEL_CARRIER";
+
 /// Somebody who is logged in.
 #[derive(Debug)]
 pub struct Operator {
@@ -29,7 +32,10 @@ impl Operator {
     pub fn login(name: &str, place: &Place, directory: &Path, code: &str) -> Self {
         let home = directory.join(format!("operator-{name}"));
         std::fs::create_dir(&home).expect("a new directory");
-        let operator = Self { place: place.clone(), home };
+        let operator = Self {
+            place: place.clone(),
+            home,
+        };
         operator.tunnel(&["login", code]).ok();
         operator
     }
@@ -81,6 +87,15 @@ impl Operator {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words:?}: {error} in {text}"))
     }
 
+    /// Runs a command that must fail, with `--json`; how it failed.
+    ///
+    /// # Panics
+    /// When it does not fail, or does not say why in JSON.
+    #[track_caller]
+    pub fn refusal(&self, words: &[&str]) -> Refusal {
+        Refusal::of(&self.tunnel(&[&["--json"], words].concat()))
+    }
+
     /// Runs `tunnel ssh` with the key that a server lets in, and options of ssh before a command.
     #[track_caller]
     pub fn ssh(&self, device: &str, sshd: &Sshd, options: &[&str], command: &[&str]) -> Output {
@@ -101,7 +116,11 @@ impl Operator {
     pub fn ssh_config(&self, sshd: &Sshd) -> PathBuf {
         let mut text = self.tunnel(&["ssh-config"]).ok();
         let key = sshd.user_key();
-        text += &format!("\nHost *.tunnel\n  User {}\n  IdentityFile {}\n", user(), key.display());
+        text += &format!(
+            "\nHost *.tunnel\n  User {}\n  IdentityFile {}\n",
+            user(),
+            key.display()
+        );
         text += "  IdentitiesOnly yes\n  BatchMode yes\n";
         let file = self.home.join("ssh_config");
         std::fs::write(&file, text).expect("a file of ours");
@@ -115,13 +134,18 @@ impl Operator {
     #[track_caller]
     pub fn wait_for_link(&self, device: &str) {
         let what = format!("the link of {device}");
-        until(&what, SOON, || self.device(device).filter(|device| !device["link"].is_null()));
+        until(&what, SOON, || {
+            self.device(device).filter(|device| !device["link"].is_null())
+        });
     }
 
     /// Returns a device as the CLI lists it.
     pub fn device(&self, id: &str) -> Option<Value> {
         let answer = self.json(&["devices"]);
-        rows(&answer, "devices").iter().find(|device| device["id"] == id).cloned()
+        rows(&answer, "devices")
+            .iter()
+            .find(|device| device["id"] == id)
+            .cloned()
     }
 
     /// Returns the tunnels that the CLI lists.
@@ -134,15 +158,33 @@ impl Operator {
         rows(&self.json(&["audit"]), "records")
     }
 
-    /// Starts `tunnel forward` on a port that the kernel chooses.
+    /// Starts `tunnel forward` of one service, on a port that the kernel chooses.
     ///
     /// # Panics
     /// When it does not come up.
     #[track_caller]
     pub fn forward(&self, device: &str, service: &str) -> Forward {
-        let mut command = self.cli(&["--json", "forward", device, &format!("127.0.0.1:0:{service}")]);
-        let process = Process::start("forward", &mut command, &self.home);
-        Forward::new(process)
+        self.forward_all(device, &[service])
+    }
+
+    /// Starts `tunnel forward` of several services through one tunnel.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn forward_all(&self, device: &str, services: &[&str]) -> Forward {
+        self.forward_over("auto", device, services)
+    }
+
+    /// Starts `tunnel forward` over a carrier of choice.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn forward_over(&self, carrier: &str, device: &str, services: &[&str]) -> Forward {
+        let mut command = self.cli(&["--json", "forward", device]);
+        command.args(services).env(CARRIER, carrier);
+        Forward::new(Process::start("forward", &mut command, &self.home), services)
     }
 
     /// Returns the directory of this operator's files.
@@ -151,26 +193,77 @@ impl Operator {
     }
 }
 
+/// How a command failed.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// The exit code.
+    pub exit: i32,
+    /// The stable code, as `E_POLICY_DENY`.
+    pub code: String,
+    /// All that it said.
+    pub text: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Refusal {
+    /// Reads the failure of a command that ran with `--json`.
+    ///
+    /// # Panics
+    /// When it did not fail, or did not say why in JSON.
+    #[track_caller]
+    pub fn of(output: &Output) -> Self {
+        assert!(output.code != 0, "it did not fail: {}", output.said());
+        let error = output
+            .stderr
+            .lines()
+            .rev()
+            .find_map(|line| serde_json::from_str::<Value>(line).ok());
+        let error = error.unwrap_or_else(|| panic!("no JSON tells why it failed: {}", output.stderr));
+        let code = error["error"]["code"].as_str().unwrap_or_default().to_owned();
+        Self {
+            exit: output.code,
+            code,
+            text: output.stderr.clone(),
+            took: output.took,
+        }
+    }
+}
+
 /// A running `tunnel forward`.
 #[derive(Debug)]
 pub struct Forward {
     process: Process,
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
 }
 
 impl Forward {
     #[track_caller]
-    fn new(mut process: Process) -> Self {
-        let address = until("`tunnel forward` to say where it listens", SOON, || {
-            assert!(process.ended().is_none(), "`tunnel forward` ended:\n{}", process.said());
-            find_address(&process.said())
+    fn new(mut process: Process, services: &[&str]) -> Self {
+        let addresses = until("`tunnel forward` to say where it listens", SOON, || {
+            let said = process.said();
+            assert!(process.ended().is_none(), "`tunnel forward` ended:\n{said}");
+            let lines: Vec<Value> = said
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect();
+            let address = |service: &&str| {
+                let line = lines.iter().find(|line| line["service"] == **service)?;
+                line["listen"].as_str()?.parse().ok()
+            };
+            services.iter().map(address).collect()
         });
-        Self { process, address }
+        Self { process, addresses }
     }
 
-    /// Returns where it listens.
+    /// Returns where it listens for the first service.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.addresses[0]
+    }
+
+    /// Returns where it listens for a service, by its place in the list.
+    pub fn address_of(&self, number: usize) -> SocketAddr {
+        self.addresses[number]
     }
 
     /// Returns the process.
@@ -184,27 +277,31 @@ impl Forward {
     }
 }
 
-/// Finds the first address of loopback in what a program said.
-fn find_address(said: &str) -> Option<SocketAddr> {
-    let start = said.find("127.0.0.1:")?;
-    let rest = &said[start..];
-    let end = rest.char_indices().find(|(_, c)| !c.is_ascii_digit() && !".:".contains(*c))?.0;
-    rest[..end].trim_end_matches(['.', ':']).parse().ok()
-}
-
 /// Returns the options that keep ssh to the key of the test, and away from the settings of this machine.
 pub fn ssh_options(sshd: &Sshd) -> Vec<String> {
     let key = sshd.user_key();
-    ["-F", "none", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-i"]
-        .into_iter()
-        .map(str::to_owned)
-        .chain([key.display().to_string()])
-        .collect()
+    [
+        "-F",
+        "none",
+        "-o",
+        "IdentitiesOnly=yes",
+        "-o",
+        "BatchMode=yes",
+        "-i",
+    ]
+    .into_iter()
+    .map(str::to_owned)
+    .chain([key.display().to_string()])
+    .collect()
 }
 
 /// Returns the rows of an answer: the array itself, or the one in its field.
 fn rows(answer: &Value, field: &str) -> Vec<Value> {
-    answer.as_array().or_else(|| answer[field].as_array()).cloned().unwrap_or_default()
+    answer
+        .as_array()
+        .or_else(|| answer[field].as_array())
+        .cloned()
+        .unwrap_or_default()
 }
 
 /// A program of an operator whose both ends the test holds.
@@ -222,7 +319,12 @@ impl Interactive {
     pub fn start(command: &mut Command, stderr: &Path) -> Self {
         let stderr = std::fs::File::create(stderr).expect("a file of ours");
         let pipe = std::process::Stdio::piped;
-        let mut child = command.stdin(pipe()).stdout(pipe()).stderr(stderr).spawn().expect("it starts");
+        let mut child = command
+            .stdin(pipe())
+            .stdout(pipe())
+            .stderr(stderr)
+            .spawn()
+            .expect("it starts");
         let stdout = BufReader::with_capacity(1 << 16, child.stdout.take().expect("it is piped"));
         Self { child, stdout }
     }
@@ -269,7 +371,10 @@ impl Interactive {
     #[track_caller]
     pub fn wait(&mut self, deadline: Duration) -> Option<i32> {
         let child = &mut self.child;
-        until("the end of a program", deadline, || child.try_wait().expect("a child can be waited for")).code()
+        until("the end of a program", deadline, || {
+            child.try_wait().expect("a child can be waited for")
+        })
+        .code()
     }
 }
 

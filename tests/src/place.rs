@@ -38,14 +38,19 @@ impl Place {
     /// # Panics
     /// When the host is gone, and when `work` panics.
     pub fn on<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let Place::Host { lab, host } = self else { return work() };
+        let Place::Host { lab, host } = self else {
+            return work();
+        };
         let path = netlab::world::netns_path(&format!("{lab}-{host}"));
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                netlab::sys::enter_netns(&path).unwrap_or_else(|error| panic!("cannot enter {host}: {error}"));
+                netlab::sys::enter_netns(&path)
+                    .unwrap_or_else(|error| panic!("cannot enter {host}: {error}"));
                 work()
             });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 }

@@ -36,7 +36,13 @@ impl Output {
     /// When it has failed.
     #[track_caller]
     pub fn ok(self) -> String {
-        assert!(self.code == 0, "exit code {}: {}{}", self.code, self.text(), self.stderr);
+        assert!(
+            self.code == 0,
+            "exit code {}: {}{}",
+            self.code,
+            self.text(),
+            self.stderr
+        );
         self.text()
     }
 
@@ -65,10 +71,16 @@ impl Process {
             .find(|path| !path.exists())
             .expect("there is always another number");
         let out = File::create(&log).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
-        let err = out.try_clone().unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+        let err = out
+            .try_clone()
+            .unwrap_or_else(|error| panic!("{}: {error}", log.display()));
         let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
         let child = child.unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        Self { name: name.to_owned(), child, log }
+        Self {
+            name: name.to_owned(),
+            child,
+            log,
+        }
     }
 
     /// Returns the process id.
@@ -90,7 +102,11 @@ impl Process {
         let start = Instant::now();
         while !self.said().contains(words) {
             if let Some(status) = self.ended() {
-                panic!("{} ended ({status}) before it said `{words}`:\n{}", self.name, self.said());
+                panic!(
+                    "{} ended ({status}) before it said `{words}`:\n{}",
+                    self.name,
+                    self.said()
+                );
             }
             assert!(
                 start.elapsed() < deadline,
@@ -150,7 +166,9 @@ impl Drop for Process {
         if std::thread::panicking() {
             let mut text = self.said();
             let start = text.len().saturating_sub(8000);
-            let start = (start..text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+            let start = (start..text.len())
+                .find(|&at| text.is_char_boundary(at))
+                .unwrap_or(0);
             text.replace_range(..start, "");
             crate::skip::say(&format!("--- {} said:\n{text}", self.name));
         }
@@ -174,10 +192,20 @@ impl Memory {
     pub fn of(pid: u32) -> Self {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
         let field = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name)).expect("the kernel tells it");
-            line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("a number") * 1024
+            let line = status
+                .lines()
+                .find(|line| line.starts_with(name))
+                .expect("the kernel tells it");
+            line.split_whitespace()
+                .nth(1)
+                .and_then(|number| number.parse::<u64>().ok())
+                .expect("a number")
+                * 1024
         };
-        Self { now: field("VmRSS:"), peak: field("VmHWM:") }
+        Self {
+            now: field("VmRSS:"),
+            peak: field("VmHWM:"),
+        }
     }
 }
 
@@ -198,7 +226,11 @@ pub fn run(command: &mut Command, deadline: Duration) -> Output {
 pub fn run_with(command: &mut Command, input: &[u8], deadline: Duration) -> Output {
     let start = Instant::now();
     let name = command.get_program().to_string_lossy().into_owned();
-    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
     let mut child = child.unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
@@ -214,7 +246,10 @@ pub fn run_with(command: &mut Command, input: &[u8], deadline: Duration) -> Outp
                 let _ = child.wait();
                 let said = [stdout.join(), stderr.join()].map(|out| out.unwrap_or_default());
                 let said = said.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-                panic!("waited {deadline:?} for the end of {command:?}; it said:\n{}", said.concat());
+                panic!(
+                    "waited {deadline:?} for the end of {command:?}; it said:\n{}",
+                    said.concat()
+                );
             }
             None => std::thread::sleep(Duration::from_millis(2)),
         }
@@ -223,7 +258,12 @@ pub fn run_with(command: &mut Command, input: &[u8], deadline: Duration) -> Outp
     let _ = writer.join();
     let stdout = stdout.join().expect("reading does not panic");
     let stderr = stderr.join().expect("reading does not panic");
-    Output { code: code(status), stdout, stderr: String::from_utf8_lossy(&stderr).into_owned(), took }
+    Output {
+        code: code(status),
+        stdout,
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        took,
+    }
 }
 
 fn drain(stream: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
@@ -238,5 +278,8 @@ fn drain(stream: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
 
 fn code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
+    status
+        .code()
+        .or(status.signal().map(|signal| 128 + signal))
+        .unwrap_or(-1)
 }

@@ -17,19 +17,31 @@ const PACKAGES: [&str; 4] = ["tunnel-server", "tunnel-agent", "tunnel-cli", "net
 pub fn path(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let path = DIRECTORY.get_or_init(build).join(name);
-    assert!(path.is_file(), "{} is missing: run `cargo build --workspace --bins`", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: run `cargo build --workspace --bins`",
+        path.display()
+    );
     path
 }
 
 /// Builds the programs with the profile of this test into its target directory; where they are.
 fn build() -> PathBuf {
     let test = env::current_exe().expect("a test knows its own path");
-    // target/<profile>/deps/<test>
-    let directory = test.parent().and_then(Path::parent).expect("a test lies in the target directory");
+    // target/<profile>/deps/<test>, or target/<profile>/<program> for a program that uses the harness
+    let directory = test.parent().expect("a program lies in a directory");
+    let directory = if directory.ends_with("deps") {
+        directory.parent()
+    } else {
+        Some(directory)
+    };
+    let directory = directory.expect("a test lies in the target directory");
     if env::var_os(BUILT).is_some() {
         return directory.to_owned();
     }
-    let target = directory.parent().expect("a profile lies in the target directory");
+    let target = directory
+        .parent()
+        .expect("a profile lies in the target directory");
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--bins", "--target-dir"]).arg(target);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));

@@ -44,8 +44,22 @@ impl Server {
         let address = free_address(place, ip);
         let data = directory.join("data");
         let mut init = place.command(programs::path("tunnel-server"));
-        init.args(["init", "--json", "--node", "relay-1", "--trust-domain", TRUST_DOMAIN, "--data"]).arg(&data);
-        init.args(["--address", &address.to_string(), "--listen", &address.to_string()]);
+        init.args([
+            "init",
+            "--json",
+            "--node",
+            "relay-1",
+            "--trust-domain",
+            TRUST_DOMAIN,
+            "--data",
+        ])
+        .arg(&data);
+        init.args([
+            "--address",
+            &address.to_string(),
+            "--listen",
+            &address.to_string(),
+        ]);
         let said = process::run(&mut init, SOON).ok();
         let mut server = Self {
             place: place.clone(),
@@ -71,7 +85,10 @@ impl Server {
 
     #[track_caller]
     fn wait_until_listening(&mut self) {
-        self.process.as_mut().expect("it was started").wait_to_say(LISTENING, SOON);
+        self.process
+            .as_mut()
+            .expect("it was started")
+            .wait_to_say(LISTENING, SOON);
     }
 
     /// Starts it again, on the same data and the same port.

@@ -34,7 +34,12 @@ impl Service {
                 std::thread::spawn(move || serve(stream, &counter));
             }
         });
-        Self { address, count, listener: Some(listener), held: Vec::new() }
+        Self {
+            address,
+            count,
+            listener: Some(listener),
+            held: Vec::new(),
+        }
     }
 
     /// Sends everything back until the other side is done; counts connections.
@@ -62,7 +67,9 @@ impl Service {
     /// Says `done` and ends its own direction at once, and reads on; counts bytes.
     pub fn ends_first_and_listens(place: &Place) -> Self {
         Self::start(place, |mut stream, count| {
-            let _ = stream.write_all(b"done\n").and_then(|()| stream.shutdown(Shutdown::Write));
+            let _ = stream
+                .write_all(b"done\n")
+                .and_then(|()| stream.shutdown(Shutdown::Write));
             read_all(&mut stream, count);
         })
     }
@@ -99,8 +106,15 @@ impl Service {
         let address = listener.local_addr().expect("a listener has an address");
         let patience = std::time::Duration::from_millis(300);
         // The queue takes the first ones; from then on the kernel answers nobody.
-        let held = std::iter::from_fn(|| TcpStream::connect_timeout(&address, patience).ok()).take(8).collect();
-        Self { address, count: Arc::default(), listener: Some(listener), held }
+        let held = std::iter::from_fn(|| TcpStream::connect_timeout(&address, patience).ok())
+            .take(8)
+            .collect();
+        Self {
+            address,
+            count: Arc::default(),
+            listener: Some(listener),
+            held,
+        }
     }
 
     /// Refuses: nobody listens on the port.
@@ -110,7 +124,12 @@ impl Service {
     pub fn refuses() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let address = listener.local_addr().expect("a listener has an address");
-        Self { address, count: Arc::default(), listener: None, held: Vec::new() }
+        Self {
+            address,
+            count: Arc::default(),
+            listener: None,
+            held: Vec::new(),
+        }
     }
 
     /// Returns its target in the agent's notation.

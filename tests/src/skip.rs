@@ -41,8 +41,13 @@ impl Need {
 /// # Panics
 /// With `CI=true`, when something is missing that could have been installed.
 pub fn must_skip(test: &str, needs: &[Need]) -> bool {
-    let Some((what, installable)) = needs.iter().copied().find_map(Need::missing) else { return false };
-    assert!(!(installable && in_ci()), "{test} needs {what}, and the checks run all tests");
+    let Some((what, installable)) = needs.iter().copied().find_map(Need::missing) else {
+        return false;
+    };
+    assert!(
+        !(installable && in_ci()),
+        "{test} needs {what}, and the checks run all tests"
+    );
     let line = format!("skipped: {test} needs {what}");
     say(&line);
     if let Some(path) = std::env::var_os(LIST) {
@@ -92,9 +97,15 @@ pub fn is_root() -> bool {
 pub fn find(name: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
-    std::env::split_paths(&path).chain(more).map(|dir| dir.join(name)).find(|path| path.is_file())
+    std::env::split_paths(&path)
+        .chain(more)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
 }
 
 fn may_create_namespaces() -> bool {
-    std::process::Command::new("unshare").args(["--net", "true"]).status().is_ok_and(|status| status.success())
+    std::process::Command::new("unshare")
+        .args(["--net", "true"])
+        .status()
+        .is_ok_and(|status| status.success())
 }

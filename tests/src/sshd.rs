@@ -13,7 +13,10 @@ use crate::skip::{self, Need};
 use crate::wait::SOON;
 
 /// What a test with ssh needs.
-pub const NEEDS: [Need; 2] = [Need::Program("sshd", "openssh-server"), Need::Program("ssh", "openssh-client")];
+pub const NEEDS: [Need; 2] = [
+    Need::Program("sshd", "openssh-server"),
+    Need::Program("ssh", "openssh-client"),
+];
 
 /// A running sshd on loopback, which lets the user of the test in.
 #[derive(Debug)]
@@ -30,7 +33,10 @@ impl Sshd {
     /// # Panics
     /// When it cannot be started.
     pub fn start(place: &Place, directory: &Path) -> Self {
-        fs::DirBuilder::new().mode(0o700).create(directory).expect("a new directory");
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(directory)
+            .expect("a new directory");
         for name in ["host", "user"] {
             keygen(&directory.join(name));
         }
@@ -40,7 +46,12 @@ impl Sshd {
             let _ = fs::create_dir_all("/run/sshd");
         }
         let (port, process) = listen(place, directory);
-        Self { directory: directory.to_owned(), place: place.clone(), port, process }
+        Self {
+            directory: directory.to_owned(),
+            place: place.clone(),
+            port,
+            process,
+        }
     }
 
     /// Replaces the host key and starts again on the same port.
@@ -84,12 +95,17 @@ impl Sshd {
 
 /// Returns the name of the user that runs the test.
 pub fn user() -> String {
-    process::run(Command::new("id").arg("-un"), SOON).ok().trim().to_owned()
+    process::run(Command::new("id").arg("-un"), SOON)
+        .ok()
+        .trim()
+        .to_owned()
 }
 
 fn keygen(path: &Path) {
     let mut command = Command::new("ssh-keygen");
-    command.args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path);
+    command
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"])
+        .arg(path);
     process::run(&mut command, SOON).ok();
 }
 
@@ -129,5 +145,9 @@ fn launch(place: &Place, directory: &Path, port: u16) -> Process {
     let file = directory.join("sshd_config");
     fs::write(&file, config).expect("a file of ours");
     let sshd = skip::find("sshd").expect("sshd is installed");
-    Process::start("sshd", place.command(sshd).args(["-D", "-e", "-f"]).arg(&file), directory)
+    Process::start(
+        "sshd",
+        place.command(sshd).args(["-D", "-e", "-f"]).arg(&file),
+        directory,
+    )
 }

@@ -33,7 +33,10 @@ pub fn until_ok<T, E: std::fmt::Display>(
             Ok(answer) => return answer,
             Err(error) => error,
         };
-        assert!(start.elapsed() < deadline, "waited {deadline:?} for {what}: {error}");
+        assert!(
+            start.elapsed() < deadline,
+            "waited {deadline:?} for {what}: {error}"
+        );
         std::thread::sleep(PAUSE);
     }
 }

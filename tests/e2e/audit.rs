@@ -1,0 +1,140 @@
+//! The audit trail: what is in it, and that nobody can edit it unseen (THREATS AUD).
+
+use std::time::Duration;
+
+use tunnel_e2e::Fleet;
+use tunnel_e2e::service::Service;
+
+#[test]
+fn a_session_leaves_its_trail_in_order() {
+    let fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let _agent = fleet.link(
+        fleet
+            .device("pump-17")
+            .like_sshd(&echo.target())
+            .service("admin", &echo.target()),
+    );
+    let technician = fleet.technician("ana");
+    technician
+        .tunnel_with(&["connect", "pump-17", "ssh"], b"hello")
+        .ok();
+    technician.refusal(&["connect", "pump-17", "admin"]);
+
+    let kinds = tunnel_e2e::until_ok("the whole trail", Duration::from_secs(20), || {
+        let trail = fleet.admin.audit();
+        let kinds: Vec<_> = trail
+            .iter()
+            .map(|record| record["kind"].as_str().unwrap().to_owned())
+            .collect();
+        let wanted = [
+            "server.started",
+            "operator.enrolled",
+            "device.enrolled",
+            "device.linked",
+            "tunnel.opened",
+            "tunnel.ended",
+            "tunnel.denied",
+        ];
+        match wanted
+            .iter()
+            .find(|kind| !kinds.iter().any(|found| found == *kind))
+        {
+            None => Ok(kinds),
+            Some(missing) => Err(format!("there is no `{missing}` in {kinds:?}")),
+        }
+    });
+    let place = |kind: &str| kinds.iter().position(|found| found == kind).unwrap();
+    assert!(place("device.enrolled") < place("tunnel.opened"), "{kinds:?}");
+    assert!(place("tunnel.opened") < place("tunnel.ended"), "{kinds:?}");
+
+    let trail = fleet.admin.audit();
+    let numbers: Vec<_> = trail.iter().filter_map(|record| record["seq"].as_u64()).collect();
+    assert!(
+        numbers
+            .iter()
+            .zip(1..)
+            .all(|(number, expected)| *number == expected),
+        "{numbers:?}"
+    );
+    fleet.admin.tunnel(&["audit", "verify"]).ok();
+}
+
+/// THREATS I11, AUD-08: what is secret stays so.
+#[test]
+fn no_secret_is_in_logs_or_trail() {
+    let fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let code = fleet.server.enrol_code(&["--device", "pump-17"]);
+    let mut agent = fleet
+        .device("pump-17")
+        .service("echo", &echo.target())
+        .enrol(&code);
+    agent.start();
+    fleet.admin.wait_for_link("pump-17");
+    fleet
+        .admin
+        .tunnel_with(&["connect", "pump-17", "echo"], b"hello")
+        .ok();
+
+    let trail = fleet.admin.tunnel(&["--json", "audit"]).ok();
+    let secret = code.trim_start_matches("tnl1_");
+    for (name, text) in [
+        ("server", fleet.server.process().said()),
+        ("agent", agent.process().said()),
+        ("trail", trail),
+    ] {
+        assert!(
+            !text.contains(&secret[..40]),
+            "the code is in what the {name} says"
+        );
+        assert!(!text.contains("PRIVATE KEY"), "a key is in what the {name} says");
+    }
+}
+
+/// THREATS AUD-01.
+#[test]
+fn verify_names_the_record_that_was_edited_in_the_store() {
+    let mut fleet = Fleet::on_loopback();
+    for name in ["mallory-the-first", "bystander"] {
+        fleet.technician(name);
+    }
+    fleet.admin.tunnel(&["audit", "verify"]).ok();
+    let trail = fleet.admin.audit();
+    let edited = trail
+        .iter()
+        .find(|record| record["body"].to_string().contains("mallory-the-first"))
+        .unwrap();
+    let number = edited["seq"].as_u64().unwrap();
+
+    fleet.server.stop();
+    let store = fleet.server.data().join("store.db");
+    let bytes = std::fs::read(&store).unwrap();
+    let changed = replace_all(&bytes, b"mallory-the-first", b"innocent-the-last");
+    assert_ne!(bytes, changed, "the store holds the records in plain text");
+    std::fs::write(&store, changed).unwrap();
+
+    // A server that notices it at its start may refuse to serve; one that starts must let it be found.
+    fleet.server.restart();
+    let output = fleet.admin.tunnel(&["audit", "verify"]);
+    assert_ne!(output.code, 0, "{}", output.said());
+    assert!(
+        output.said().contains(&number.to_string()),
+        "{number}: {}",
+        output.said()
+    );
+}
+
+fn replace_all(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let mut changed = bytes.to_vec();
+    let mut at = 0;
+    while let Some(place) = changed[at..]
+        .windows(from.len())
+        .position(|window| window == from)
+    {
+        changed[at + place..at + place + to.len()].copy_from_slice(to);
+        at += place + to.len();
+    }
+    changed
+}

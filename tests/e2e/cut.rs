@@ -1,0 +1,230 @@
+//! Trust that ends while it is in use.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use tunnel_e2e::operator::Interactive;
+use tunnel_e2e::service::Service;
+use tunnel_e2e::sshd::NEEDS;
+use tunnel_e2e::{Agent, Fleet, Operator, needs};
+
+/// The exit code for what policy or trust refuses.
+const DENIED: i32 = 3;
+
+/// How long a cut may take here, where two cores run everything; the figure itself is for the benches.
+const CUT: Duration = Duration::from_secs(2);
+
+struct Live {
+    fleet: Fleet,
+    agent: Agent,
+    technician: Operator,
+    echo: Service,
+}
+
+fn live() -> Live {
+    let fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let agent = fleet.link(fleet.device("pump-17").like_sshd(&echo.target()));
+    let technician = fleet.technician("ana");
+    Live {
+        fleet,
+        agent,
+        technician,
+        echo,
+    }
+}
+
+impl Live {
+    /// Opens a session and proves that it works.
+    fn connect(&self) -> Interactive {
+        let errors = self.fleet.directory().join("connect.stderr");
+        let mut session = Interactive::start(
+            &mut self.technician.cli(&["--json", "connect", "pump-17", "ssh"]),
+            &errors,
+        );
+        assert_eq!(exchange(&mut session, "one\n"), "one\n", "{}", self.errors());
+        session
+    }
+
+    fn errors(&self) -> String {
+        std::fs::read_to_string(self.fleet.directory().join("connect.stderr")).unwrap_or_default()
+    }
+
+    /// Waits for the end of a session that was cut, and looks at what its operator is told.
+    #[track_caller]
+    fn assert_cut(&self, mut session: Interactive, code: &str) {
+        let start = Instant::now();
+        assert_eq!(
+            session.wait(Duration::from_secs(20)),
+            Some(DENIED),
+            "{}",
+            self.errors()
+        );
+        assert!(self.errors().contains(code), "{code}: {}", self.errors());
+        assert!(start.elapsed() < CUT, "the end took {:?}", start.elapsed());
+    }
+}
+
+fn exchange(session: &mut Interactive, line: &str) -> String {
+    session.stdin().unwrap().write_all(line.as_bytes()).unwrap();
+    session.line()
+}
+
+/// THREATS I6.
+#[test]
+fn revoking_the_operator_cuts_its_sessions_and_lets_it_in_no_more() {
+    let live = live();
+    let session = live.connect();
+    live.fleet
+        .admin
+        .tunnel(&[
+            "revoke",
+            "spiffe://fleet.test/operator/ana",
+            "--reason",
+            "laptop stolen",
+        ])
+        .ok();
+    live.assert_cut(session, "E_REVOKED");
+    let refusal = live.technician.refusal(&["connect", "pump-17", "ssh"]);
+    assert_eq!(refusal.exit, DENIED, "{}", refusal.text);
+    assert_eq!(live.echo.count(), 1);
+}
+
+/// THREATS I6.
+#[test]
+fn revoking_the_device_cuts_its_sessions_and_it_is_linked_no_more() {
+    let mut live = live();
+    let session = live.connect();
+    live.fleet
+        .admin
+        .tunnel(&["revoke", "spiffe://fleet.test/device/pump-17"])
+        .ok();
+    live.assert_cut(session, "E_REVOKED");
+    live.agent.kill();
+    live.agent.start();
+    let refused = tunnel_e2e::until(
+        "the agent to say that it is refused",
+        Duration::from_secs(20),
+        || {
+            let said = live.agent.process().said();
+            (said.contains("E_REVOKED") || said.contains("revoked")).then_some(said)
+        },
+    );
+    assert!(
+        live.fleet
+            .admin
+            .device("pump-17")
+            .is_none_or(|device| device["link"].is_null()),
+        "{refused}"
+    );
+}
+
+#[test]
+fn revoking_cuts_a_live_ssh_and_says_why() {
+    needs!(NEEDS[0], NEEDS[1]);
+    let fleet = Fleet::on_loopback();
+    let sshd = fleet.sshd("sshd");
+    let _agent = fleet.link(fleet.device("pump-17").sshd(&sshd));
+    let technician = fleet.technician("ana");
+    let errors = fleet.directory().join("ssh.stderr");
+    let mut ssh = Interactive::start(
+        &mut technician.ssh_command("pump-17", &sshd, &[], &["cat"]),
+        &errors,
+    );
+    assert_eq!(exchange(&mut ssh, "one\n"), "one\n");
+
+    fleet
+        .admin
+        .tunnel(&["revoke", "spiffe://fleet.test/operator/ana"])
+        .ok();
+    assert_eq!(ssh.wait(Duration::from_secs(20)), Some(255));
+    let said = std::fs::read_to_string(errors).unwrap();
+    assert!(said.contains("E_REVOKED"), "{said}");
+}
+
+#[test]
+fn the_owners_switch_cuts_and_refuses_until_it_is_on_again() {
+    let live = live();
+    let session = live.connect();
+    live.agent.run("access", &["off"]).ok();
+    live.assert_cut(session, "E_ACCESS_OFF");
+
+    let refusal = live.technician.refusal(&["connect", "pump-17", "ssh"]);
+    assert_eq!(
+        (refusal.exit, refusal.code.as_str()),
+        (DENIED, "E_ACCESS_OFF"),
+        "{}",
+        refusal.text
+    );
+    tunnel_e2e::until(
+        "the server to know that access is off",
+        Duration::from_secs(20),
+        || (live.fleet.admin.device("pump-17")?["access"] == false).then_some(()),
+    );
+
+    live.agent.run("access", &["on"]).ok();
+    tunnel_e2e::until(
+        "access after the switch was set on",
+        Duration::from_secs(20),
+        || {
+            let output = live
+                .technician
+                .tunnel_with(&["connect", "pump-17", "ssh"], b"hello");
+            (output.code == 0).then_some(())
+        },
+    );
+}
+
+#[test]
+fn closing_a_tunnel_ends_its_session() {
+    let live = live();
+    let mut session = live.connect();
+    let tunnels = live.technician.tunnels();
+    let id = tunnels.iter().find(|tunnel| tunnel["state"] == "open").unwrap()["id"]
+        .as_str()
+        .unwrap();
+    live.technician.tunnel(&["close", id]).ok();
+    let code = session.wait(Duration::from_secs(20));
+    assert_eq!(code, Some(1), "{}", live.errors());
+    assert!(live.errors().contains("E_TUNNEL_CLOSED"), "{}", live.errors());
+}
+
+/// THREATS POL: trust is not remembered.
+#[test]
+fn a_policy_that_no_longer_allows_it_cuts_a_live_session_and_leaves_the_others() {
+    let live = live();
+    let session = live.connect();
+    let errors = live.fleet.directory().join("admin.stderr");
+    let mut other = Interactive::start(&mut live.fleet.admin.cli(&["connect", "pump-17", "ssh"]), &errors);
+    assert_eq!(exchange(&mut other, "two\n"), "two\n");
+
+    let policy = live.fleet.admin.tunnel(&["policy", "show"]).ok();
+    let file = live.fleet.directory().join("policy.cedar");
+    let forbid = "\nforbid(principal in OperatorGroup::\"technicians\", action, resource);\n";
+    std::fs::write(&file, policy + forbid).unwrap();
+    live.fleet
+        .admin
+        .tunnel(&["policy", "apply", file.to_str().unwrap()])
+        .ok();
+    live.assert_cut(session, "E_POLICY_CHANGED");
+    assert_eq!(exchange(&mut other, "three\n"), "three\n");
+}
+
+#[test]
+fn a_tunnel_ends_at_its_time() {
+    let live = live();
+    let errors = live.fleet.directory().join("short.stderr");
+    let mut cli = live
+        .technician
+        .cli(&["--json", "connect", "--ttl", "3s", "pump-17", "ssh"]);
+    let mut session = Interactive::start(&mut cli, &errors);
+    assert_eq!(
+        exchange(&mut session, "one\n"),
+        "one\n",
+        "{}",
+        std::fs::read_to_string(&errors).unwrap()
+    );
+    assert_eq!(session.wait(Duration::from_secs(20)), Some(DENIED));
+    let said = std::fs::read_to_string(&errors).unwrap();
+    assert!(said.contains("E_TUNNEL_EXPIRED"), "{said}");
+}

@@ -1,0 +1,164 @@
+//! What was answered is there after any end of the server (THREATS SRV-01, I7).
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+use tunnel_e2e::api::Api;
+use tunnel_e2e::service::Service;
+use tunnel_e2e::{Fleet, Operator};
+
+/// How long the server works between two kills.
+const BETWEEN: [u64; 3] = [150, 400, 900];
+
+#[test]
+fn kill_9_loses_nothing_that_was_answered() {
+    let mut fleet = Fleet::on_loopback();
+    let api = Api::of(fleet.server.address(), &fleet.admin.home());
+    let codes = Mutex::new(Vec::new());
+    for millis in BETWEEN {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| make_codes(&api, &stop, &codes));
+            }
+            let before = codes.lock().unwrap().len();
+            tunnel_e2e::until("codes to be made", Duration::from_secs(20), || {
+                (codes.lock().unwrap().len() > before + 5).then_some(())
+            });
+            // The instant of the kill is the input of this test, so it is by the clock.
+            std::thread::sleep(Duration::from_millis(millis));
+            fleet.server.kill();
+            stop.store(true, Ordering::Relaxed);
+        });
+        fleet.server.restart();
+        fleet.admin.tunnel(&["audit", "verify"]).ok();
+    }
+
+    let codes = codes.into_inner().unwrap();
+    let recorded = audit_kinds(&fleet.admin)
+        .iter()
+        .filter(|kind| *kind == "enrol.code_made")
+        .count();
+    assert!(
+        recorded >= codes.len(),
+        "{} codes were answered, {recorded} are in the audit trail",
+        codes.len()
+    );
+    // And each of them is good: the first, the last, and some between.
+    for (number, code) in codes
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| number % (codes.len() / 8 + 1) == 0)
+    {
+        Operator::login(
+            &format!("made-{number}"),
+            fleet.devices_place(),
+            fleet.directory(),
+            code,
+        );
+    }
+    Operator::login(
+        "made-last",
+        fleet.devices_place(),
+        fleet.directory(),
+        codes.last().unwrap(),
+    );
+}
+
+fn make_codes(api: &Api, stop: &AtomicBool, codes: &Mutex<Vec<String>>) {
+    let body = json!({ "kind": "operator", "group": "technicians", "uses": 1 });
+    while !stop.load(Ordering::Relaxed) {
+        // The one that the kill interrupts has no answer, and promises nothing.
+        let Ok(answer) = api.request("POST", "/v1/enrol-codes", Some(&body)) else {
+            continue;
+        };
+        if let Some(code) = answer.body["code"].as_str() {
+            codes.lock().unwrap().push(code.to_owned());
+        }
+    }
+}
+
+/// THREATS TOK-01 over a crash.
+#[test]
+fn a_redeemed_token_stays_redeemed() {
+    let mut fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let _agent = fleet.link(fleet.device("pump-17").service("echo", &echo.target()));
+    let api = Api::of(fleet.server.address(), &fleet.admin.home());
+
+    let wish = json!({ "device": "pump-17", "services": ["echo"] });
+    let opened = api.request("POST", "/v1/tunnels", Some(&wish)).unwrap();
+    assert_eq!(opened.status / 100, 2, "{opened:?}");
+    let id = opened.body["tunnel"].as_str().unwrap();
+    let (path, token) = (
+        format!("/v1/tunnels/{id}/attach"),
+        json!({ "token": opened.body["token"] }),
+    );
+    let attached = api.request("POST", &path, Some(&token)).unwrap();
+    assert_eq!(attached.status / 100, 2, "{attached:?}");
+
+    let again = api.request("POST", &path, Some(&token)).unwrap();
+    assert_eq!(again.body["code"], "E_TOKEN_REPLAY", "{again:?}");
+    fleet.server.kill();
+    fleet.server.restart();
+    let again = api.request("POST", &path, Some(&token)).unwrap();
+    assert_eq!(again.body["code"], "E_TOKEN_REPLAY", "{again:?}");
+}
+
+/// THREATS I6 over a crash, ENR-01 over a crash.
+#[test]
+fn what_was_revoked_and_used_up_stays_so() {
+    let mut fleet = Fleet::on_loopback();
+    let code = fleet
+        .server
+        .enrol_code(&["--operator", "ana", "--group", "technicians"]);
+    let ana = Operator::login("ana", fleet.devices_place(), fleet.directory(), &code);
+    fleet
+        .admin
+        .tunnel(&["revoke", "spiffe://fleet.test/operator/ana"])
+        .ok();
+    fleet.server.kill();
+    fleet.server.restart();
+    assert_eq!(ana.refusal(&["status"]).exit, 3);
+    let mut login = fleet.admin.cli(&["login", &code]);
+    login.env("TUNNEL_HOME", fleet.directory().join("again"));
+    let output = tunnel_e2e::process::run(&mut login, Duration::from_secs(30));
+    assert_eq!(output.code, 3, "{}", output.said());
+}
+
+#[test]
+fn agents_come_back_to_a_restarted_server_by_themselves() {
+    let mut fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let _agent = fleet.link(fleet.device("pump-17").service("echo", &echo.target()));
+    fleet.server.kill();
+    fleet.server.restart();
+    tunnel_e2e::until(
+        "a tunnel after the server's restart",
+        Duration::from_secs(60),
+        || {
+            let output = fleet.admin.tunnel_with(&["connect", "pump-17", "echo"], b"hello");
+            (output.text() == "hello").then_some(())
+        },
+    );
+}
+
+#[test]
+fn an_ordered_stop_says_goodbye_in_time() {
+    let mut fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let _agent = fleet.link(fleet.device("pump-17").service("echo", &echo.target()));
+    assert_eq!(fleet.server.stop(), 0);
+    fleet.server.restart();
+    fleet.admin.tunnel(&["audit", "verify"]).ok();
+}
+
+fn audit_kinds(operator: &Operator) -> Vec<String> {
+    operator
+        .audit()
+        .iter()
+        .filter_map(|record| Some(record["kind"].as_str()?.to_owned()))
+        .collect()
+}
