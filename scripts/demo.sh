@@ -238,7 +238,7 @@ if [[ $behind_nat == yes ]]; then
 fi
 
 say "Audit trail"
-as admin tunnel audit
+as admin tunnel audit --after 0
 as admin tunnel audit verify
 
 say "Times"

@@ -36,7 +36,7 @@ impl Operator {
             place: place.clone(),
             home,
         };
-        operator.tunnel(&["login", code]).ok();
+        operator.tunnel(&["login", "--name", name, code]).ok();
         operator
     }
 
@@ -148,14 +148,20 @@ impl Operator {
             .cloned()
     }
 
-    /// Returns the tunnels that the CLI lists.
+    /// Returns the tunnels that the CLI lists, the ended ones too.
     pub fn tunnels(&self) -> Vec<Value> {
-        rows(&self.json(&["tunnels"]), "tunnels")
+        rows(&self.json(&["tunnels", "--all"]), "tunnels")
     }
 
-    /// Returns the audit trail that the CLI shows.
+    /// Returns the whole audit trail, as the CLI shows it.
+    ///
+    /// # Panics
+    /// When it is not made of lines of JSON.
     pub fn audit(&self) -> Vec<Value> {
-        rows(&self.json(&["audit"]), "records")
+        let text = self.tunnel(&["--json", "audit", "--after", "0"]).ok();
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+            .collect()
     }
 
     /// Starts `tunnel forward` of one service, on a port that the kernel chooses.
