@@ -26,8 +26,7 @@ bench:
 	cargo run --release -p tunnel-bench -- $(ARGS)
 
 lint:
-	cargo fmt --all -- --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	@bash scripts/lint.sh
 
 fmt:
 	cargo fmt --all

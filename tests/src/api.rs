@@ -82,7 +82,7 @@ impl Api {
         match stream.read_to_end(&mut answer) {
             // Some servers leave without the last word of TLS; the length of the body tells whether all is there.
             Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof || answer.is_empty() => {
-                return Err(error);
+                Err(error)
             }
             _ => parse(&String::from_utf8_lossy(&answer)),
         }
