@@ -104,7 +104,8 @@ fn an_expired_certificate_and_one_of_tomorrow_are_refused() {
 /// THREATS CRT-03.
 #[test]
 fn a_certificate_of_another_fleet_is_refused() {
-    let (fleet, other) = (Fleet::on_loopback(), Fleet::on_loopback());
+    let fleet = Fleet::on_loopback();
+    let other = fleet.another();
     let read = |name: &str| std::fs::read_to_string(other.admin.home().join(name)).unwrap();
     let result = status(&fleet, Some((&read("chain.pem"), &read("key.pem"))));
     assert_refused(result, &["E_CERT_UNKNOWN_CA", "E_CERT_CHAIN"]);
@@ -180,7 +181,8 @@ fn an_operator_cannot_pose_as_a_device() {
 /// THREATS CLI-13, DAT-28: the CLI talks to its own fleet's server only.
 #[test]
 fn a_server_of_another_fleet_is_not_talked_to() {
-    let (fleet, mut other) = (Fleet::on_loopback(), Fleet::on_loopback());
+    let fleet = Fleet::on_loopback();
+    let mut other = fleet.another();
     let profile = fleet.admin.home().join("profile.toml");
     let text = std::fs::read_to_string(&profile).unwrap();
     let address = |fleet: &Fleet| fleet.server.address().to_string();

@@ -18,8 +18,14 @@ static TURN: RwLock<()> = RwLock::new(());
 /// Whether other tests may run beside this one.
 #[derive(Debug)]
 enum Turn {
-    Shared { _guard: RwLockReadGuard<'static, ()> },
-    Alone { _guard: RwLockWriteGuard<'static, ()> },
+    Shared {
+        _guard: RwLockReadGuard<'static, ()>,
+    },
+    Alone {
+        _guard: RwLockWriteGuard<'static, ()>,
+    },
+    /// A second fleet of one test, in the turn of the first.
+    OfAnother,
 }
 
 /// What a fleet is made of.
@@ -98,6 +104,18 @@ impl Fleet {
                 _guard: TURN.read().unwrap_or_else(PoisonError::into_inner),
             }
         };
+        Self::build(plan, turn)
+    }
+
+    /// Starts another fleet for the same test, on loopback.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub fn another(&self) -> Self {
+        Self::build(Plan::default(), Turn::OfAnother)
+    }
+
+    fn build(plan: Plan, turn: Turn) -> Self {
         let directory = TempDir::with_prefix("tunnel-e2e-").expect("a temporary directory");
         let server = Server::start(&plan.server, plan.ip, directory.path());
         let admin = Operator::login("admin", &plan.operators, directory.path(), server.invite());

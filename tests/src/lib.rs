@@ -3,6 +3,8 @@
 //!
 //! It knows the programs only from outside: their command lines, files, exit codes and JSON.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
+
 pub mod agent;
 pub mod api;
 pub mod bytes;

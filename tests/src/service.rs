@@ -162,3 +162,45 @@ fn read_all(stream: &mut TcpStream, count: &AtomicU64) -> u64 {
     }
     sum
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+    use std::time::Duration;
+
+    #[test]
+    fn each_service_has_its_manner() {
+        let brief = Duration::from_millis(300);
+        let at = |service: &Service| TcpStream::connect_timeout(&service.address, brief);
+
+        let echo = Service::echo(&Place::Here);
+        let mut stream = at(&echo).unwrap();
+        stream.write_all(b"hello").unwrap();
+        stream.read_exact(&mut [0; 5]).unwrap();
+
+        let sum = Service::answers_at_the_end(&Place::Here);
+        let mut stream = at(&sum).unwrap();
+        stream.write_all(b"hello").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!((answer.as_str(), sum.count()), ("5 bytes\n", 5));
+
+        assert_eq!(at(&Service::hangs()).unwrap_err().kind(), ErrorKind::TimedOut);
+        assert_eq!(
+            at(&Service::refuses()).unwrap_err().kind(),
+            ErrorKind::ConnectionRefused
+        );
+    }
+
+    #[test]
+    fn a_service_that_is_gone_refuses() {
+        let echo = Service::echo(&Place::Here);
+        let address = echo.address;
+        drop(echo);
+        crate::until("the port to be closed", Duration::from_secs(5), || {
+            TcpStream::connect(address).err()
+        });
+    }
+}

@@ -151,3 +151,30 @@ fn launch(place: &Place, directory: &Path, port: u16) -> Process {
         directory,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What fails elsewhere is then not the fault of the server of the tests.
+    #[test]
+    fn it_lets_the_user_of_the_test_in() {
+        crate::needs!(NEEDS[0], NEEDS[1]);
+        let directory = tempfile::tempdir().unwrap();
+        let sshd = Sshd::start(&Place::Here, &directory.path().join("sshd"));
+        let mut ssh = Command::new("ssh");
+        ssh.args([
+            "-F",
+            "none",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-i",
+        ]);
+        ssh.arg(sshd.user_key())
+            .args(["-o", "UserKnownHostsFile=/dev/null", "-p", &sshd.port.to_string()]);
+        let output = process::run(ssh.arg(format!("{}@127.0.0.1", user())).arg("exit 9"), SOON);
+        assert_eq!(output.code, 9, "{}{}", output.said(), sshd.said());
+    }
+}
