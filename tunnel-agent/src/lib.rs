@@ -1,1 +1,23 @@
-//! Under construction.
+//! The agent on a device: it dials out, offers named services, and decides for itself who may use them.
+//!
+//! It listens on no port and takes no address, command or policy from the network: what may happen stands in the owner's
+//! file, and a grant can only use it. The deciding parts (`policy`, `acceptance`, `replay`, `lifetime`, `outgoing`,
+//! `target`, the reading of `config`) are pure; the rest are thin shells round them.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
+
+pub mod acceptance;
+pub mod config;
+pub mod defaults;
+pub mod failure;
+pub mod lifetime;
+pub mod outgoing;
+pub mod policy;
+pub mod replay;
+pub mod sessions;
+pub mod target;
+
+
+#[cfg(test)]
+mod testing;

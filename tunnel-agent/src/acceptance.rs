@@ -1,0 +1,261 @@
+//! Decides about offers: whether the device takes a tunnel that the server has decided. Pure.
+
+use std::time::Instant;
+
+use tunnel_proto::cose::VerifyingKey;
+use tunnel_proto::defaults::CLOCK_TOLERANCE;
+use tunnel_proto::grant::{Grant, LinkNonce};
+use tunnel_proto::message::Offer;
+use tunnel_proto::{Code, Identity, UnixTime};
+
+use crate::policy::LocalPolicy;
+use crate::replay::ReplayMemory;
+
+/// The server's time as it was proven on the control link, carried on by the monotonic clock.
+///
+/// The device's own clock has no say in whether a grant is in time (THREATS AGT-09, AGT-10).
+#[derive(Clone, Copy, Debug)]
+pub struct ServerTime {
+    proven: UnixTime,
+    at: Instant,
+}
+
+impl ServerTime {
+    /// Takes a time that the server said at `at`.
+    pub const fn new(proven: UnixTime, at: Instant) -> Self {
+        Self { proven, at }
+    }
+
+    /// Returns the server's time.
+    pub fn now(&self, now: Instant) -> UnixTime {
+        self.proven.after(now.saturating_duration_since(self.at))
+    }
+}
+
+/// What an offer is weighed against.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    /// The key that the server signs grants with, as the link's welcome told.
+    pub grant_key: &'a VerifyingKey,
+    /// The nonce of this control link.
+    pub nonce: &'a LinkNonce,
+    /// The server's time.
+    pub now: UnixTime,
+    /// The owner's policy.
+    pub policy: &'a LocalPolicy,
+    /// Whether the owner lets anybody in.
+    pub access: bool,
+    /// Tunnels that live.
+    pub tunnels: usize,
+}
+
+/// Accepts or refuses offers for one device.
+#[derive(Debug)]
+pub struct Acceptance {
+    device: Identity,
+    replay: ReplayMemory,
+}
+
+impl Acceptance {
+    /// Makes the judge of a device's offers.
+    pub const fn new(device: Identity, replay: ReplayMemory) -> Self {
+        Self { device, replay }
+    }
+
+    /// Checks an offer: signature, device, link, time, that it is new, the owner's switch and policy, and room.
+    ///
+    /// # Errors
+    /// Returns the code of the first thing that does not fit, in that order.
+    pub fn judge(&mut self, offer: &Offer, now: &Situation<'_>) -> Result<Grant, Code> {
+        let grant = Grant::verify(&offer.grant, now.grant_key)?;
+        grant.check(&self.device, now.nonce, now.now, CLOCK_TOLERANCE)?;
+        if grant.tunnel != offer.tunnel {
+            return Err(Code::TokenScope);
+        }
+        self.replay
+            .remember(grant.tunnel, grant.expires_at.after(CLOCK_TOLERANCE), now.now)?;
+        if !now.access {
+            return Err(Code::AccessOff);
+        }
+        now.policy.admits_all(&grant)?;
+        if now.tunnels >= now.policy.max_tunnels as usize {
+            return Err(Code::Busy);
+        }
+        Ok(grant)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tunnel_proto::cose::SigningKey;
+    use tunnel_proto::keys::Secret;
+
+    use super::*;
+    use crate::testing::{grant, policy, start};
+
+    struct World {
+        key: SigningKey,
+        verifying: VerifyingKey,
+        policy: LocalPolicy,
+        acceptance: Acceptance,
+        nonce: LinkNonce,
+        now: UnixTime,
+        access: bool,
+        tunnels: usize,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let key = SigningKey::from_seed(&Secret::new([7; 32])).unwrap();
+            let grant = grant();
+            Self {
+                verifying: key.verifying_key(),
+                key,
+                policy: policy(),
+                acceptance: Acceptance::new(grant.device_identity(), ReplayMemory::new(8)),
+                nonce: grant.nonce,
+                now: grant.issued_at,
+                access: true,
+                tunnels: 0,
+            }
+        }
+
+        fn judge(&mut self, grant: &Grant) -> Result<Grant, Code> {
+            let offer = Offer {
+                grant: grant.sign(&self.key),
+                token: Vec::new(),
+                tunnel: grant.tunnel,
+            };
+            self.offer(&offer)
+        }
+
+        fn offer(&mut self, offer: &Offer) -> Result<Grant, Code> {
+            let now = Situation {
+                grant_key: &self.verifying,
+                nonce: &self.nonce,
+                now: self.now,
+                policy: &self.policy,
+                access: self.access,
+                tunnels: self.tunnels,
+            };
+            self.acceptance.judge(offer, &now)
+        }
+    }
+
+    #[test]
+    fn a_fitting_offer_is_accepted_once() {
+        let mut world = World::new();
+        assert_eq!(world.judge(&grant()), Ok(grant()));
+        assert_eq!(world.judge(&grant()), Err(Code::TokenReplay));
+    }
+
+    #[test]
+    fn a_refused_offer_cannot_come_again_when_the_switch_is_on() {
+        let mut world = World::new();
+        world.access = false;
+        assert_eq!(world.judge(&grant()), Err(Code::AccessOff));
+        world.access = true;
+        assert_eq!(world.judge(&grant()), Err(Code::TokenReplay));
+    }
+
+    #[test]
+    fn a_foreign_signature_is_refused() {
+        let mut world = World::new();
+        world.verifying = SigningKey::from_seed(&Secret::new([8; 32]))
+            .unwrap()
+            .verifying_key();
+        assert_eq!(
+            world.judge(&grant()),
+            Err(Code::TokenAlg),
+            "the key id is that of another key"
+        );
+    }
+
+    #[test]
+    fn every_flipped_bit_is_refused() {
+        let mut world = World::new();
+        let good = Offer {
+            grant: grant().sign(&world.key),
+            token: Vec::new(),
+            tunnel: grant().tunnel,
+        };
+        for bit in 0..good.grant.len() * 8 {
+            let mut offer = good.clone();
+            offer.grant[bit / 8] ^= 1 << (bit % 8);
+            assert!(world.offer(&offer).is_err(), "bit {bit}");
+        }
+        assert!(world.offer(&good).is_ok(), "none of them was remembered");
+    }
+
+    // TOK-10
+    #[test]
+    fn a_grant_of_another_link_or_device_is_refused() {
+        let mut world = World::new();
+        world.nonce = [0; 16];
+        assert_eq!(world.judge(&grant()), Err(Code::TokenReplay));
+        let mut world = World::new();
+        let other = Grant {
+            device: "other".parse().unwrap(),
+            ..grant()
+        };
+        assert_eq!(world.judge(&other), Err(Code::TokenAudience));
+        let other = Grant {
+            trust_domain: "elsewhere".parse().unwrap(),
+            ..grant()
+        };
+        assert_eq!(world.judge(&other), Err(Code::TokenAudience));
+    }
+
+    #[test]
+    fn a_grant_out_of_its_time_is_refused() {
+        let mut world = World::new();
+        world.now = grant().expires_at.after(CLOCK_TOLERANCE);
+        assert_eq!(world.judge(&grant()), Err(Code::TokenExpired));
+        world.now = grant().issued_at.before(CLOCK_TOLERANCE + Duration::from_secs(1));
+        assert_eq!(world.judge(&grant()), Err(Code::TokenNotYet));
+    }
+
+    #[test]
+    fn an_offer_that_names_another_tunnel_than_its_grant_is_refused() {
+        let mut world = World::new();
+        let tunnel = tunnel_proto::TunnelId::from_bytes([9; 16]);
+        let offer = Offer {
+            grant: grant().sign(&world.key),
+            token: Vec::new(),
+            tunnel,
+        };
+        assert_eq!(world.offer(&offer), Err(Code::TokenScope));
+    }
+
+    // AGT-04
+    #[test]
+    fn the_owner_has_the_last_word() {
+        let mut world = World::new();
+        let wide = Grant {
+            services: vec!["ssh".parse().unwrap(), "shell".parse().unwrap()],
+            ..grant()
+        };
+        assert_eq!(world.judge(&wide), Err(Code::ServiceUnknown));
+        let mut world = World::new();
+        let web = Grant {
+            services: vec!["web".parse().unwrap()],
+            ..grant()
+        };
+        assert_eq!(world.judge(&web), Err(Code::LocalPolicy));
+        let mut world = World::new();
+        world.tunnels = world.policy.max_tunnels as usize;
+        assert_eq!(world.judge(&grant()), Err(Code::Busy));
+    }
+
+    #[test]
+    fn server_time_runs_with_the_monotonic_clock() {
+        let time = ServerTime::new(UnixTime::from_secs(100), start());
+        assert_eq!(
+            time.now(start() + Duration::from_secs(5)),
+            UnixTime::from_secs(105)
+        );
+        assert_eq!(time.now(start()), UnixTime::from_secs(100));
+    }
+}

@@ -1,0 +1,109 @@
+//! Shows settings as a file that would give them, with where each comes from.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::{Config, Origin};
+use crate::policy::Operators;
+
+/// Writes each setting with its origin, in the form of a configuration file.
+pub fn print(config: &Config, file: &Path) -> String {
+    let mut out = Printer {
+        config,
+        file,
+        text: String::new(),
+    };
+    out.line("", "state_dir", &quote(&config.state_dir.to_string_lossy()));
+    out.line("", "max_sessions", &config.policy.max_sessions.to_string());
+    out.line("", "max_tunnels", &config.policy.max_tunnels.to_string());
+    out.operators("", &config.policy.operators);
+    out.table("access");
+    out.line("access.", "enabled", &config.access.to_string());
+    for (name, service) in &config.policy.services {
+        let table = format!("services.{name}");
+        let prefix = format!("{table}.");
+        out.table(&table);
+        out.line(&prefix, "target", &quote(&service.target.to_string()));
+        out.line(&prefix, "max_sessions", &service.max_sessions.to_string());
+        out.operators(&prefix, &service.operators);
+    }
+    out.table("ssh");
+    match &config.host_key_files {
+        Some(files) => {
+            let files = list(files.iter().map(|file| file.to_string_lossy().into_owned()));
+            out.line("ssh.", "host_key_files", &files);
+        }
+        None => out
+            .text
+            .push_str("# host_key_files: all `/etc/ssh/ssh_host_*_key.pub`  # default\n"),
+    }
+    out.text
+}
+
+struct Printer<'a> {
+    config: &'a Config,
+    file: &'a Path,
+    text: String,
+}
+
+impl Printer<'_> {
+    fn table(&mut self, name: &str) {
+        let _ = writeln!(self.text, "\n[{name}]");
+    }
+
+    fn line(&mut self, prefix: &str, key: &str, value: &str) {
+        let origin = match self.config.origins.get(&format!("{prefix}{key}")) {
+            Some(Origin::Line(line)) => format!("{}:{line}", self.file.display()),
+            Some(Origin::Flag(flag)) => format!("flag {flag}"),
+            Some(Origin::Variable(name)) => format!("variable {name}"),
+            None => "default".into(),
+        };
+        let _ = writeln!(self.text, "{key} = {value}  # {origin}");
+    }
+
+    fn operators(&mut self, prefix: &str, operators: &Operators) {
+        match operators {
+            Operators::Any => self.text.push_str("# allow_operators: any  # default\n"),
+            Operators::Only(names) => {
+                self.line(
+                    prefix,
+                    "allow_operators",
+                    &list(names.iter().map(ToString::to_string)),
+                );
+            }
+        }
+    }
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.map(|item| quote(&item)).collect();
+    format!("[{}]", items.join(", "))
+}
+
+fn quote(text: &str) -> String {
+    format!("\"{}\"", text.escape_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_gives_the_same_settings() {
+        let text = "state_dir = \"/srv/agent\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\n";
+        let config = Config::parse(text).unwrap();
+        let printed = print(&config, Path::new("agent.toml"));
+        assert!(
+            printed.contains("state_dir = \"/srv/agent\"  # agent.toml:1\n"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains("allow_operators = [\"ana\"]  # agent.toml:4\n"),
+            "{printed}"
+        );
+        assert!(printed.contains("enabled = true  # default\n"), "{printed}");
+        let mut again = Config::parse(&printed).unwrap();
+        again.origins = config.origins.clone();
+        assert_eq!(again, config);
+    }
+}

@@ -1,0 +1,272 @@
+//! From TOML to settings. Goes on after an error, so that all of them are told at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use tunnel_proto::ServiceName;
+
+use super::{Config, ConfigError, ConfigErrors, Origin};
+use crate::defaults;
+use crate::policy::{Operators, Service};
+
+type Value<'i> = Spanned<DeValue<'i>>;
+
+/// Most services that a device offers: the bound of what one report can hold with ease.
+const MAX_SERVICES: usize = 64;
+
+/// Reads the text of a configuration file.
+pub(super) fn read(text: &str) -> Result<Config, ConfigErrors> {
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    let mut reader = Reader {
+        text,
+        errors: Vec::new(),
+        origins: BTreeMap::new(),
+    };
+    for error in syntax {
+        let problem = error.message().to_owned();
+        reader.error(error.span().unwrap_or(text.len()..text.len()), problem);
+    }
+    // What is left of a text with broken syntax would only give errors that are not there.
+    if !reader.errors.is_empty() {
+        return Err(reader.finish());
+    }
+    let mut config = Config::empty();
+    reader.document(document.get_ref(), &mut config);
+    if reader.errors.is_empty() {
+        config.origins = reader.origins;
+        Ok(config)
+    } else {
+        Err(reader.finish())
+    }
+}
+
+struct Reader<'t> {
+    text: &'t str,
+    errors: Vec<ConfigError>,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Reader<'_> {
+    fn document(&mut self, document: &DeTable<'_>, config: &mut Config) {
+        const KEYS: &[&str] = &[
+            "access",
+            "allow_operators",
+            "max_sessions",
+            "max_tunnels",
+            "services",
+            "ssh",
+            "state_dir",
+        ];
+        for (key, value) in document {
+            let name = key.get_ref().as_ref();
+            match name {
+                "access" => self.access(value, config),
+                "allow_operators" => self.set(name, value, &mut config.policy.operators, Self::operators),
+                "max_sessions" => self.set(name, value, &mut config.policy.max_sessions, Self::count),
+                "max_tunnels" => self.set(name, value, &mut config.policy.max_tunnels, Self::count),
+                "services" => self.services(value, config),
+                "ssh" => self.ssh(value, config),
+                "state_dir" => self.set(name, value, &mut config.state_dir, Self::path),
+                _ => self.unknown(key.span(), name, KEYS),
+            }
+        }
+    }
+
+    fn access(&mut self, value: &Value<'_>, config: &mut Config) {
+        for (key, value) in self.table("access", value).into_iter().flatten() {
+            match key.get_ref().as_ref() {
+                "enabled" => self.set("access.enabled", value, &mut config.access, Self::switch),
+                other => self.unknown(key.span(), &format!("access.{other}"), &["access.enabled"]),
+            }
+        }
+    }
+
+    fn ssh(&mut self, value: &Value<'_>, config: &mut Config) {
+        for (key, value) in self.table("ssh", value).into_iter().flatten() {
+            match key.get_ref().as_ref() {
+                "host_key_files" => {
+                    self.set(
+                        "ssh.host_key_files",
+                        value,
+                        &mut config.host_key_files,
+                        Self::host_key_files,
+                    );
+                }
+                other => self.unknown(key.span(), &format!("ssh.{other}"), &["ssh.host_key_files"]),
+            }
+        }
+    }
+
+    fn services(&mut self, value: &Value<'_>, config: &mut Config) {
+        let Some(table) = self.table("services", value) else {
+            return;
+        };
+        if table.len() > MAX_SERVICES {
+            self.error(
+                value.span(),
+                format!(
+                    "there are {} services, and at most {MAX_SERVICES} can be",
+                    table.len()
+                ),
+            );
+        }
+        for (key, value) in table {
+            match ServiceName::from_str(key.get_ref()) {
+                Ok(name) => {
+                    if let Some(service) = self.service(&name, key.span(), value) {
+                        config.policy.services.insert(name, service);
+                    }
+                }
+                Err(error) => self.error(key.span(), format!("`services.{}`: {error}", key.get_ref())),
+            }
+        }
+    }
+
+    fn service(&mut self, name: &ServiceName, at: Range<usize>, value: &Value<'_>) -> Option<Service> {
+        let prefix = format!("services.{name}");
+        let (mut target, mut operators, mut max_sessions) = (None, Operators::Any, defaults::MAX_SESSIONS);
+        let table = self.table(&prefix, value)?;
+        let before = self.errors.len();
+        for (key, value) in table {
+            let path = format!("{prefix}.{}", key.get_ref());
+            match key.get_ref().as_ref() {
+                "target" => self.set(&path, value, &mut target, Self::target),
+                "allow_operators" => self.set(&path, value, &mut operators, Self::operators),
+                "max_sessions" => self.set(&path, value, &mut max_sessions, Self::count),
+                _ => self.unknown(key.span(), &path, &["target", "allow_operators", "max_sessions"]),
+            }
+        }
+        if target.is_none() && self.errors.len() == before {
+            self.error(
+                at,
+                format!("`{prefix}` has no `target`, as `target = \"tcp:127.0.0.1:22\"`"),
+            );
+        }
+        Some(Service {
+            target: target?,
+            operators,
+            max_sessions,
+        })
+    }
+
+    /// Puts a value into its place and notes where it stands.
+    fn set<T>(
+        &mut self,
+        key: &str,
+        value: &Value<'_>,
+        place: &mut T,
+        read: impl Fn(&mut Self, &Value<'_>) -> Result<T, String>,
+    ) {
+        match read(self, value) {
+            Ok(read) => {
+                *place = read;
+                let line = self.line(value.span().start);
+                self.origins.insert(key.to_owned(), Origin::Line(line));
+            }
+            Err(problem) => self.error(value.span(), format!("`{key}` {problem}")),
+        }
+    }
+
+    fn switch(&mut self, value: &Value<'_>) -> Result<bool, String> {
+        value
+            .get_ref()
+            .as_bool()
+            .ok_or_else(|| "must be `true` or `false`".into())
+    }
+
+    fn count(&mut self, value: &Value<'_>) -> Result<u32, String> {
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        };
+        number
+            .filter(|number| (1..=65_535).contains(number))
+            .ok_or_else(|| "must be a number from 1 to 65535".into())
+    }
+
+    fn path(&mut self, value: &Value<'_>) -> Result<PathBuf, String> {
+        let path = value
+            .get_ref()
+            .as_str()
+            .filter(|path| path.starts_with('/') && !path.contains('\0'));
+        path.map(PathBuf::from)
+            .ok_or_else(|| "must be an absolute path, as `\"/var/lib/tunnel-agent\"`".into())
+    }
+
+    fn target(&mut self, value: &Value<'_>) -> Result<Option<crate::target::Target>, String> {
+        let text = value
+            .get_ref()
+            .as_str()
+            .ok_or("must be a text, as `\"tcp:127.0.0.1:22\"`")?;
+        text.parse()
+            .map(Some)
+            .map_err(|error| format!("is wrong: {error}"))
+    }
+
+    fn operators(&mut self, value: &Value<'_>) -> Result<Operators, String> {
+        let names: Result<BTreeSet<_>, String> = texts(value)?
+            .map(|text| {
+                text?
+                    .parse()
+                    .map_err(|error| format!("has a name that is none: {error}"))
+            })
+            .collect();
+        names.map(Operators::Only)
+    }
+
+    fn host_key_files(&mut self, value: &Value<'_>) -> Result<Option<Vec<PathBuf>>, String> {
+        let files: Result<Vec<_>, String> = texts(value)?
+            .map(|text| match text {
+                Ok(path) if path.starts_with('/') && path.ends_with(".pub") => Ok(path.into()),
+                Ok(_) => Err("must hold absolute paths of public keys, which end in `.pub`".into()),
+                Err(error) => Err(error),
+            })
+            .collect();
+        files.map(Some)
+    }
+
+    fn table<'v, 'i>(&mut self, key: &str, value: &'v Value<'i>) -> Option<&'v DeTable<'i>> {
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.error(value.span(), format!("`{key}` must be a table, as `[{key}]`"));
+        }
+        table
+    }
+
+    fn unknown(&mut self, at: Range<usize>, key: &str, accepted: &[&str]) {
+        self.error(
+            at,
+            format!(
+                "there is no setting `{key}`; there are `{}`",
+                accepted.join("`, `")
+            ),
+        );
+    }
+
+    fn error(&mut self, at: Range<usize>, problem: String) {
+        let line = self.line(at.start);
+        self.errors.push(ConfigError { line, problem });
+    }
+
+    fn line(&self, at: usize) -> usize {
+        let before = self.text.as_bytes().get(..at).unwrap_or(self.text.as_bytes());
+        before.iter().filter(|&&byte| byte == b'\n').count() + 1
+    }
+
+    fn finish(mut self) -> ConfigErrors {
+        self.errors.sort_by_key(|error| error.line);
+        ConfigErrors(self.errors)
+    }
+}
+
+fn texts<'v>(value: &'v Value<'_>) -> Result<impl Iterator<Item = Result<&'v str, String>>, String> {
+    const WRONG: &str = "must be a list of texts, as `[\"ana\"]`";
+    let values = value.get_ref().as_array().ok_or(WRONG)?;
+    Ok(values
+        .iter()
+        .map(|value| value.get_ref().as_str().ok_or_else(|| WRONG.into())))
+}

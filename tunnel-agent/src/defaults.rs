@@ -1,0 +1,87 @@
+//! Every default and bound of the agent alone, each with its reason.
+
+use std::time::Duration;
+
+/// The configuration file, when neither flag nor variable names another.
+pub const CONFIG_FILE: &str = "/etc/tunnel-agent/agent.toml";
+
+/// Where keys, certificates and the owner's switch are kept.
+pub const STATE_DIR: &str = "/var/lib/tunnel-agent";
+
+/// Names the configuration file.
+pub const CONFIG_VARIABLE: &str = "TUNNEL_AGENT_CONFIG";
+
+/// Names the state directory, over the configuration file.
+pub const STATE_VARIABLE: &str = "TUNNEL_AGENT_STATE";
+
+/// Sets how much is logged: `error`, `warn`, `info`, `debug` or `trace`.
+pub const LOG_VARIABLE: &str = "TUNNEL_AGENT_LOG";
+
+/// Largest configuration or key file that is read, in bytes: many times what one needs, and no harm to a small device.
+pub const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+/// Sessions at once, of all tunnels: each costs two file descriptors and the windows of a stream.
+pub const MAX_SESSIONS: u32 = 512;
+
+/// Tunnels at once: each costs one QUIC connection and one socket.
+pub const MAX_TUNNELS: u32 = 32;
+
+/// Tunnel ids that are remembered so that none is accepted twice: more than a day's worth for a busy device, in 100 KiB.
+pub const MAX_REMEMBERED: usize = 4096;
+
+/// Where OpenSSH keeps the public halves of its host keys.
+pub const HOST_KEY_DIR: &str = "/etc/ssh";
+
+/// Host keys that are reported at most: OpenSSH has three kinds in use.
+pub const MAX_HOST_KEYS: usize = 8;
+
+/// Longest host key line that is reported, in bytes: an RSA key of 16,384 bits fits.
+pub const MAX_HOST_KEY_BYTES: usize = 3000;
+
+/// How long an operator has, on a fresh stream, to name the service that it wants.
+pub const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a handshake in a tunnel may take (THREATS part 5).
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the server may take to welcome an agent.
+pub const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the end of a tunnel may take to reach the other end: some round trips of a slow line.
+pub const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long all tunnels together have to end when the agent stops.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Deadline of an enrolment from first to last byte: the server writes to its disk in it.
+pub const ENROL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Largest answer to an enrolment, in bytes.
+pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// Reports that wait while there is no link. Ends of tunnels are kept before ends of sessions.
+pub const MAX_WAITING_REPORTS: usize = 256;
+
+/// Messages between the parts of the agent that may wait: enough for a burst of ends, and the sender waits beyond.
+pub const QUEUE: usize = 64;
+
+/// How often the owner's switch is looked at beside the kernel's notice of a change, which may get lost.
+pub const ACCESS_POLL: Duration = Duration::from_secs(60);
+
+/// How often it is looked at where the kernel gives no notice.
+pub const ACCESS_POLL_ALONE: Duration = Duration::from_secs(1);
+
+/// How long after a refused renewal the next one is tried.
+pub const RENEW_RETRY: Duration = Duration::from_secs(3600);
+
+/// By how much the time of the last proof may grow before it is written down again: spares flash memory.
+pub const FLOOR_STEP: Duration = Duration::from_secs(3600);
+
+/// How far the clock may be off before `check` says so: beyond it, grants would be refused by a server (60 s).
+pub const SKEW_WARNING: Duration = Duration::from_secs(60);
+
+/// How long before its end a certificate is reported by `check`: renewal should have happened 20 days before.
+pub const EXPIRY_WARNING: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Longest pause that a server can ask for at the end of a link: one that is wrong must not put a device out of reach.
+pub const GOODBYE_MAX: Duration = Duration::from_secs(600);
