@@ -8,16 +8,29 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
 
 pub mod acceptance;
+pub mod access;
+pub mod agent;
+pub mod check;
+pub mod cli;
 pub mod config;
+pub mod connect;
 pub mod defaults;
+pub mod enrol;
 pub mod failure;
+pub mod host_keys;
+pub mod http;
 pub mod lifetime;
 pub mod outgoing;
 pub mod policy;
 pub mod replay;
+pub mod run;
+pub mod session;
 pub mod sessions;
+pub mod state;
 pub mod target;
 
+mod link;
+mod tunnel;
 
 #[cfg(test)]
 mod testing;

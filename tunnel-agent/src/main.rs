@@ -1,2 +1,7 @@
-//! Under construction.
-fn main() {}
+//! The agent on a device.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tunnel_agent::cli::main()
+}

@@ -1,0 +1,388 @@
+//! The agent itself: one task that owns all state, and hears of everything else by messages.
+//!
+//! Shutdown goes in this order: tunnels end and are reported, the reports are sent, the control link ends.
+
+mod linking;
+mod offers;
+mod renewal;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{self, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tunnel_certs::Peer;
+use tunnel_net::ServerAddr;
+use tunnel_net::clock::FloorClock;
+use tunnel_net::link::Try;
+use tunnel_net::tls::{self, Credentials, Ends};
+use tunnel_proto::backoff::Backoff;
+use tunnel_proto::carrier::Carrier;
+use tunnel_proto::code::Code;
+use tunnel_proto::cose::VerifyingKey;
+use tunnel_proto::grant::{Grant, LinkNonce};
+use tunnel_proto::message::{Attached, FromAgent, FromServer, Report, TunnelEnded};
+use tunnel_proto::{TunnelId, UnixTime};
+
+use crate::acceptance::{Acceptance, ServerTime};
+use crate::access::{Switch, Watch};
+use crate::config::Config;
+use crate::defaults;
+use crate::failure::Failure;
+use crate::host_keys;
+use crate::link::Event;
+use crate::outgoing::Outgoing;
+use crate::replay::ReplayMemory;
+use crate::session::Settings;
+use crate::sessions::Sessions;
+use crate::state::{Lock, StateDir};
+use crate::tunnel::Route;
+
+/// What an agent is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The settings.
+    pub config: Config,
+    /// Where they are read from again, if at all.
+    pub config_file: Option<PathBuf>,
+    /// Which carriers are used.
+    pub carriers: Try,
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    options: Options,
+    state: StateDir,
+    _lock: Lock,
+    server: ServerAddr,
+    own: Peer,
+    credentials: Credentials,
+    clock: Arc<FloorClock>,
+    saved_floor: Option<UnixTime>,
+    ends: Ends,
+    websocket_tls: Arc<ClientConfig>,
+    switch: Watch,
+    settings: watch::Sender<Arc<Settings>>,
+    acceptance: Acceptance,
+    sessions: Sessions,
+    tunnels: BTreeMap<TunnelId, Live>,
+    tasks: JoinSet<()>,
+    reports: (mpsc::Sender<FromAgent>, mpsc::Receiver<FromAgent>),
+    outgoing: Outgoing,
+    events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    link_task: JoinSet<()>,
+    linked: Option<Linked>,
+    server_ip: Option<IpAddr>,
+    server_time: Option<ServerTime>,
+    backoff: Backoff,
+    renewal: renewal::Renewal,
+}
+
+/// A control link that is up.
+#[derive(Debug)]
+struct Linked {
+    outbox: mpsc::Sender<FromAgent>,
+    nonce: LinkNonce,
+    carrier: Carrier,
+    since: Instant,
+    /// The server's key for grants; `None` until it has welcomed the agent.
+    grant_key: Option<VerifyingKey>,
+    /// Earliest return that the server asked for.
+    not_before: Option<Instant>,
+}
+
+/// A tunnel that was accepted and is not over.
+#[derive(Debug)]
+struct Live {
+    grant: Grant,
+    attach: Option<oneshot::Sender<Attached>>,
+    end: Option<oneshot::Sender<Code>>,
+    task: task::Id,
+}
+
+impl Agent {
+    /// Reads the device's identity and takes its state; nothing is sent yet. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// Says what is missing or wrong, and what to do.
+    pub fn new(options: Options) -> Result<Self, Failure> {
+        let state = StateDir::new(&options.config.state_dir);
+        let clock = Arc::new(state.clock());
+        if state.path().exists() {
+            state.create()?;
+        }
+        let enrolled = state.load(&clock)?;
+        let lock = state.lock()?;
+        let switch = Switch::new(state.path()).watch();
+        let settings = Settings {
+            policy: options.config.policy.clone(),
+            access: options.config.access && switch.is_on(),
+        };
+        let ends = Ends::new(Arc::clone(&enrolled.trust), Arc::clone(&clock) as Arc<_>);
+        Ok(Self {
+            websocket_tls: Arc::new(tls::api_client(&ends, None)),
+            acceptance: Acceptance::new(
+                enrolled.own.identity.clone(),
+                ReplayMemory::new(defaults::MAX_REMEMBERED),
+            ),
+            options,
+            state,
+            _lock: lock,
+            server: enrolled.server,
+            own: enrolled.own,
+            credentials: enrolled.credentials,
+            clock,
+            saved_floor: None,
+            ends,
+            switch,
+            settings: watch::Sender::new(Arc::new(settings)),
+            sessions: Sessions::default(),
+            tunnels: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            reports: mpsc::channel(defaults::QUEUE),
+            outgoing: Outgoing::new(defaults::MAX_WAITING_REPORTS),
+            events: mpsc::channel(defaults::QUEUE),
+            link_task: JoinSet::new(),
+            linked: None,
+            server_ip: None,
+            server_time: None,
+            backoff: Backoff::default(),
+            renewal: renewal::Renewal::default(),
+        })
+    }
+
+    /// Returns who this device is.
+    pub const fn own(&self) -> &Peer {
+        &self.own
+    }
+
+    /// Works until `stop` is cancelled. Each message of `reload` makes it read its settings again.
+    pub async fn run(mut self, stop: CancellationToken, mut reload: mpsc::Receiver<()>) {
+        self.dial(Duration::ZERO, None);
+        loop {
+            let ready = self.ready();
+            // All branches are cancel-safe: tokens, channels, join sets, and a place in a queue.
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(()) = reload.recv() => self.reload(),
+                on = self.switch.changed() => self.handle_switch(on),
+                Some(event) = self.events.1.recv() => self.handle_event(event),
+                Some(report) = self.reports.1.recv() => self.handle_report(report),
+                Some(ended) = self.tasks.join_next_with_id() => self.handle_task_end(ended),
+                Some(ended) = self.link_task.join_next() => self.handle_link_task_end(ended),
+                Some(room) = room(ready) => self.send(room),
+            }
+        }
+        self.shut_down().await;
+    }
+
+    async fn shut_down(&mut self) {
+        tracing::info!(tunnels = self.tunnels.len(), "agent stops");
+        self.end_tunnels(Code::TunnelClosed, |_| true);
+        let ended = async {
+            while !self.tunnels.is_empty() || self.ready().is_some() {
+                let ready = self.ready();
+                tokio::select! {
+                    Some(report) = self.reports.1.recv() => self.handle_report(report),
+                    Some(ended) = self.tasks.join_next_with_id() => self.handle_task_end(ended),
+                    // A link that ends by itself takes the reports with it; the next start tells what lives.
+                    Some(event) = self.events.1.recv() => {
+                        if matches!(event, Event::Ended(_)) {
+                            self.linked = None;
+                        }
+                    }
+                    Some(room) = room(ready) => self.send(room),
+                }
+            }
+            while self.tasks.join_next().await.is_some() {}
+            // Without an outbox the link says what it still has, and ends.
+            if self.linked.take().is_some() {
+                while self.link_task.join_next().await.is_some() {}
+            }
+        };
+        if tokio::time::timeout(defaults::STOP_DEADLINE, ended)
+            .await
+            .is_err()
+        {
+            tracing::warn!("the server may not have heard of all ends");
+        }
+        self.save_clock();
+    }
+
+    /// Returns the way to the server, where there is one and something to tell.
+    fn ready(&self) -> Option<mpsc::Sender<FromAgent>> {
+        let linked = self.linked.as_ref().filter(|linked| linked.grant_key.is_some())?;
+        (!self.outgoing.is_empty()).then(|| linked.outbox.clone())
+    }
+
+    fn send(&mut self, room: mpsc::OwnedPermit<FromAgent>) {
+        if let Some(message) = self.outgoing.pop() {
+            room.send(message);
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Connected {
+                carrier,
+                server_ip,
+                opening,
+            } => self.handle_connected(carrier, server_ip, opening),
+            Event::Message(message) => self.handle_message(message),
+            Event::Proven { clock, rtt } => {
+                tracing::trace!(?rtt, "link proven");
+                self.handle_server_time(clock);
+            }
+            Event::Ended(end) => self.handle_link_end(end),
+        }
+    }
+
+    fn handle_message(&mut self, message: FromServer) {
+        match message {
+            FromServer::Welcome(welcome) => self.handle_welcome(welcome),
+            FromServer::Offer(offer) => self.handle_offer(&offer),
+            FromServer::Attached(attached) => self.handle_attached(attached),
+            FromServer::AttachRefused(end) | FromServer::EndTunnel(end) => {
+                self.handle_end_tunnel(end.tunnel, end.reason.code);
+            }
+            FromServer::Renewed(renewed) => self.handle_renewed(&renewed),
+            FromServer::RenewRefused(refusal) => self.handle_renew_refused(&refusal),
+            FromServer::Goodbye(goodbye) => {
+                let (code, after_millis) = (goodbye.reason.code, goodbye.after_millis);
+                tracing::info!(%code, after_millis, "the server ends the link");
+                let not_before =
+                    Instant::now() + Duration::from_millis(after_millis).min(defaults::GOODBYE_MAX);
+                if let Some(linked) = &mut self.linked {
+                    linked.not_before = Some(not_before);
+                }
+                if code == Code::Revoked {
+                    self.end_tunnels(code, |_| true);
+                }
+            }
+            // The link answers `Pong` itself, and a kind of a newer version is passed over (THREATS AGT-15).
+            _ => {}
+        }
+    }
+
+    /// Takes what a tunnel tells on its way to the server.
+    fn handle_report(&mut self, report: FromAgent) {
+        if let FromAgent::TunnelEnded(ended) = &report {
+            self.tunnels.remove(&ended.tunnel);
+        }
+        self.outgoing.push(report);
+    }
+
+    /// A tunnel that ends without having reported it has failed.
+    fn handle_task_end(&mut self, ended: Result<(task::Id, ()), JoinError>) {
+        let Err(error) = ended else { return };
+        let failed = self
+            .tunnels
+            .iter()
+            .find(|(_, live)| live.task == error.id())
+            .map(|(id, _)| *id);
+        if let Some(tunnel) = failed {
+            tracing::error!(tunnel = tunnel.fmt_short(), %error, "a tunnel failed");
+            let ended = TunnelEnded {
+                tunnel,
+                reason: Code::Internal,
+                sessions: 0,
+            };
+            self.handle_report(FromAgent::TunnelEnded(ended));
+        }
+    }
+
+    fn handle_switch(&mut self, on: bool) {
+        tracing::info!(on, "the owner's switch");
+        self.apply();
+    }
+
+    /// Reads the settings again; a file with errors changes nothing.
+    fn reload(&mut self) {
+        let Some(file) = &self.options.config_file else {
+            return;
+        };
+        let mut config = match Config::load(file) {
+            Ok(config) => config,
+            Err(failure) => {
+                tracing::error!(
+                    why = failure.why,
+                    "the configuration has errors; the old one stays in force"
+                );
+                return;
+            }
+        };
+        if config.state_dir != self.options.config.state_dir {
+            tracing::warn!("`state_dir` is read at the start only");
+            config.state_dir.clone_from(&self.options.config.state_dir);
+        }
+        self.options.config = config;
+        tracing::info!("configuration read again");
+        self.apply();
+    }
+
+    /// Puts settings and switch in force: for new sessions, for live tunnels, and in what the server is told.
+    fn apply(&mut self) {
+        let policy = self.options.config.policy.clone();
+        let access = self.options.config.access && self.switch.is_on();
+        self.settings.send_replace(Arc::new(Settings {
+            policy: policy.clone(),
+            access,
+        }));
+        if access {
+            self.end_tunnels(Code::LocalPolicy, |live| policy.admits_all(&live.grant).is_err());
+        } else {
+            self.end_tunnels(Code::AccessOff, |_| true);
+        }
+        if self.linked.is_some() {
+            self.outgoing.push(FromAgent::Report(self.report()));
+        }
+    }
+
+    /// Returns what the device says of itself.
+    fn report(&self) -> Report {
+        let files = host_keys::files(self.options.config.host_key_files.as_deref());
+        let (ssh_host_keys, errors) = host_keys::read(&files);
+        for error in &errors {
+            tracing::debug!(%error, "a host key is left out");
+        }
+        let settings = self.settings.borrow();
+        Report {
+            services: settings.policy.services.keys().cloned().collect(),
+            ssh_host_keys,
+            access: settings.access,
+            platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+        }
+    }
+
+    fn route(&self) -> Route {
+        Route {
+            server: self.server.clone(),
+            proven: self.server_ip,
+            carriers: self.options.carriers,
+            websocket_tls: Arc::clone(&self.websocket_tls),
+            ends: self.ends.clone(),
+            credentials: self.credentials.clone(),
+        }
+    }
+}
+
+/// Waits for room in the outbox of the link; forever when there is none.
+async fn room(outbox: Option<mpsc::Sender<FromAgent>>) -> Option<mpsc::OwnedPermit<FromAgent>> {
+    match outbox {
+        Some(outbox) => outbox.reserve_owned().await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the service manager, if there is one, how things stand.
+fn notify(status: &str) {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Status(status)]) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}

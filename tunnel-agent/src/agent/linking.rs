@@ -1,0 +1,147 @@
+//! The control link as the agent sees it: when to connect, how to introduce itself, and what an end means.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ring::rand::SecureRandom as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinError;
+use tunnel_net::clock::{Clock as _, SystemClock};
+use tunnel_net::{quic, tls};
+use tunnel_proto::UnixTime;
+use tunnel_proto::carrier::Carrier;
+use tunnel_proto::code::Code;
+use tunnel_proto::grant::LinkNonce;
+use tunnel_proto::message::{Hello, Welcome};
+
+use super::{Agent, Linked, notify};
+use crate::acceptance::ServerTime;
+use crate::defaults;
+use crate::link::{self, Dial, End, Opening};
+use crate::state::worth_saving;
+
+/// How long a link must have lasted for the next one to be tried at once: a server that hangs up on us is not hurried.
+const LASTED: Duration = Duration::from_secs(30);
+
+impl Agent {
+    /// Starts to connect after a pause.
+    pub(super) fn dial(&mut self, pause: Duration, learnt: Option<Duration>) {
+        let mut tls =
+            quinn::ClientConfig::new(tls::quic_client(tls::link_client(&self.ends, &self.credentials)));
+        tls.transport_config(quic::link_transport());
+        let dial = Dial {
+            server: self.server.clone(),
+            tls,
+            websocket_tls: Arc::clone(&self.websocket_tls),
+            carriers: self.options.carriers,
+            pause,
+            learnt,
+        };
+        self.link_task.spawn(link::run(dial, self.events.0.clone()));
+    }
+
+    pub(super) fn handle_connected(
+        &mut self,
+        carrier: Carrier,
+        server_ip: Option<IpAddr>,
+        opening: oneshot::Sender<Opening>,
+    ) {
+        let mut nonce = LinkNonce::default();
+        if ring::rand::SystemRandom::new().fill(&mut nonce).is_err() {
+            tracing::error!("the system has no random bytes; no link without");
+            return;
+        }
+        self.server_ip = server_ip;
+        let hello = Hello {
+            version: env!("CARGO_PKG_VERSION").into(),
+            nonce,
+            clock: SystemClock.now(),
+            report: self.report(),
+            tunnels: self.tunnels.keys().copied().collect(),
+        };
+        let (outbox, receiver) = mpsc::channel(defaults::QUEUE);
+        let opened = opening.send(Opening {
+            hello,
+            outbox: receiver,
+        });
+        let since = Instant::now();
+        self.linked = opened.is_ok().then_some(Linked {
+            outbox,
+            nonce,
+            carrier,
+            since,
+            grant_key: None,
+            not_before: None,
+        });
+    }
+
+    pub(super) fn handle_welcome(&mut self, welcome: Welcome) {
+        let Some(linked) = &mut self.linked else { return };
+        if linked.grant_key.replace(welcome.grant_key).is_some() {
+            tracing::debug!("a second welcome changes nothing else");
+            return;
+        }
+        tracing::info!(node = %welcome.node, carrier = %linked.carrier, "linked");
+        notify(&format!("linked to {} over {}", welcome.node, linked.carrier));
+        for tunnel in &welcome.ended {
+            self.end_tunnel(*tunnel, Code::TunnelClosed);
+        }
+        self.handle_server_time(welcome.clock);
+    }
+
+    pub(super) fn handle_server_time(&mut self, clock: UnixTime) {
+        let time = ServerTime::new(clock, Instant::now());
+        self.server_time = Some(time);
+        self.clock.prove(clock);
+        // The monotonic clock stands still while a device sleeps; the server's does not.
+        self.end_tunnels(Code::TunnelExpired, |live| live.grant.expires_at <= clock);
+        if worth_saving(self.saved_floor, self.clock.floor()) {
+            self.save_clock();
+        }
+        self.renew_if_due(clock);
+    }
+
+    pub(super) fn save_clock(&mut self) {
+        let floor = self.clock.floor();
+        match self.state.save_clock(floor) {
+            Ok(()) => self.saved_floor = Some(floor),
+            Err(error) => tracing::warn!(%error, "the proven time could not be kept"),
+        }
+    }
+
+    pub(super) fn handle_link_end(&mut self, end: End) {
+        let linked = self.linked.take();
+        self.outgoing.link_lost();
+        self.renewal.link_lost();
+        // Without the link their tokens cannot be redeemed any more.
+        for live in self.tunnels.values_mut() {
+            live.attach = None;
+        }
+        let now = Instant::now();
+        let lasted = |linked: &Linked| linked.grant_key.is_some() && now >= linked.since + LASTED;
+        if linked.as_ref().is_some_and(lasted) {
+            self.backoff.succeeded();
+        }
+        let asked = linked
+            .and_then(|linked| linked.not_before)
+            .map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        let pause = asked + self.backoff.failed(fastrand::u64(..));
+        let failures = self.backoff.failures();
+        tracing::warn!(code = %end.code, why = end.why, ?pause, failures, "no link to the server");
+        notify(&format!("not linked: {}", end.code.why()));
+        self.dial(pause, end.learnt);
+    }
+
+    /// A link task that ends without having said so has failed; the next one is started all the same.
+    pub(super) fn handle_link_task_end(&mut self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended {
+            tracing::error!(%error, "the link failed");
+            self.handle_link_end(End {
+                why: error.to_string(),
+                code: Code::Internal,
+                learnt: None,
+            });
+        }
+    }
+}

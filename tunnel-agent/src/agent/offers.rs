@@ -1,0 +1,137 @@
+//! What the server says about tunnels.
+
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use tracing::Instrument as _;
+use tunnel_proto::TunnelId;
+use tunnel_proto::code::Code;
+use tunnel_proto::grant::Grant;
+use tunnel_proto::message::{Attach, Attached, FromAgent, Offer, OfferAnswer, TunnelEnded};
+
+use super::{Agent, Live};
+use crate::acceptance::Situation;
+use crate::tunnel::Tunnel;
+
+impl Agent {
+    /// Decides about an offer, answers it, and goes on to attach what was accepted.
+    pub(super) fn handle_offer(&mut self, offer: &Offer) {
+        let tunnel = offer.tunnel;
+        let refused = match self.judge(offer) {
+            Ok(grant) => {
+                self.start(grant);
+                None
+            }
+            Err(code) => {
+                tracing::info!(tunnel = tunnel.fmt_short(), %code, "offer refused");
+                Some(code.into())
+            }
+        };
+        let accepted = refused.is_none();
+        self.outgoing
+            .push(FromAgent::OfferAnswer(OfferAnswer { tunnel, refused }));
+        if accepted {
+            self.outgoing.push(FromAgent::Attach(Attach {
+                tunnel,
+                token: offer.token.clone(),
+            }));
+        }
+    }
+
+    fn judge(&mut self, offer: &Offer) -> Result<Grant, Code> {
+        let linked = self.linked.as_ref().ok_or(Code::Protocol)?;
+        let grant_key = linked.grant_key.as_ref().ok_or(Code::Protocol)?;
+        let time = self.server_time.ok_or(Code::Protocol)?;
+        let settings = self.settings.borrow();
+        let situation = Situation {
+            grant_key,
+            nonce: &linked.nonce,
+            now: time.now(Instant::now()),
+            policy: &settings.policy,
+            access: settings.access,
+            tunnels: self.tunnels.len(),
+        };
+        self.acceptance.judge(offer, &situation)
+    }
+
+    fn start(&mut self, grant: Grant) {
+        let now = self
+            .server_time
+            .map(|time| time.now(Instant::now()))
+            .unwrap_or_default();
+        let left = grant.expires_at.since(now);
+        let id = grant.tunnel;
+        tracing::info!(
+            tunnel = id.fmt_short(),
+            operator = %grant.operator,
+            services = ?grant.services,
+            left_secs = left.as_secs(),
+            "tunnel accepted"
+        );
+        let (attach, attached) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let tunnel = Tunnel::new(
+            grant.clone(),
+            left,
+            self.route(),
+            self.settings.subscribe(),
+            self.sessions.clone(),
+            self.reports.0.clone(),
+        );
+        let span = tracing::info_span!("tunnel", tunnel = id.fmt_short());
+        let task = self
+            .tasks
+            .spawn(tunnel.run(attached, ended).instrument(span))
+            .id();
+        self.tunnels.insert(
+            id,
+            Live {
+                grant,
+                attach: Some(attach),
+                end: Some(end),
+                task,
+            },
+        );
+    }
+
+    /// Hands the leg to the tunnel that waits for it.
+    pub(super) fn handle_attached(&mut self, attached: Attached) {
+        let waiting = self
+            .tunnels
+            .get_mut(&attached.tunnel)
+            .and_then(|live| live.attach.take());
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(attached);
+        }
+    }
+
+    /// Ends a tunnel as the server says; one that is over already is confirmed once more.
+    pub(super) fn handle_end_tunnel(&mut self, tunnel: TunnelId, reason: Code) {
+        if self.tunnels.contains_key(&tunnel) {
+            self.end_tunnel(tunnel, reason);
+        } else {
+            let ended = TunnelEnded {
+                tunnel,
+                reason,
+                sessions: 0,
+            };
+            self.outgoing.push(FromAgent::TunnelEnded(ended));
+        }
+    }
+
+    /// Tells a tunnel to end; its task reports when it has.
+    pub(super) fn end_tunnel(&mut self, tunnel: TunnelId, reason: Code) {
+        if let Some(end) = self.tunnels.get_mut(&tunnel).and_then(|live| live.end.take()) {
+            let _ = end.send(reason);
+        }
+    }
+
+    /// Tells all tunnels to end that fit.
+    pub(super) fn end_tunnels(&mut self, reason: Code, fits: impl Fn(&Live) -> bool) {
+        for live in self.tunnels.values_mut().filter(|live| fits(live)) {
+            if let Some(end) = live.end.take() {
+                let _ = end.send(reason);
+            }
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The control link: one connection at a time, one stream in it, messages both ways, and a keepalive that proves it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::{RecvStream, SendStream};
+use rustls::ClientConfig;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
+use tunnel_net::link::{AttemptError, Link, LinkError, Try};
+use tunnel_net::stream::{self, MessageError};
+use tunnel_net::{ServerAddr, tls};
+use tunnel_proto::UnixTime;
+use tunnel_proto::carrier::Carrier;
+use tunnel_proto::code::Code;
+use tunnel_proto::defaults::{KEEPALIVE_ANSWER, KEEPALIVE_MAX};
+use tunnel_proto::frame::FrameError;
+use tunnel_proto::keepalive::{Action, Keepalive};
+use tunnel_proto::message::{FromAgent, FromServer, Hello, Ping, Pong};
+
+use crate::defaults::{CLOSE_DEADLINE, WELCOME_DEADLINE};
+
+/// Messages from the server that wait to be handled; the stream's own window bounds what waits beyond.
+const INBOX: usize = 16;
+
+/// How a link is made.
+#[derive(Clone, Debug)]
+pub(crate) struct Dial {
+    pub(crate) server: ServerAddr,
+    pub(crate) tls: quinn::ClientConfig,
+    pub(crate) websocket_tls: Arc<ClientConfig>,
+    pub(crate) carriers: Try,
+    /// How long to wait first.
+    pub(crate) pause: Duration,
+    /// The interval that the keepalive reached on the link before.
+    pub(crate) learnt: Option<Duration>,
+}
+
+/// What a link tells the agent. `Ended` is the last of them.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// There is a connection; the agent says how it introduces itself.
+    Connected {
+        carrier: Carrier,
+        server_ip: Option<IpAddr>,
+        opening: oneshot::Sender<Opening>,
+    },
+    /// The server said something.
+    Message(FromServer),
+    /// The server answered a keepalive.
+    Proven { clock: UnixTime, rtt: Option<Duration> },
+    /// There is no link any more.
+    Ended(End),
+}
+
+/// How the agent introduces itself, and what it says afterwards.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    pub(crate) hello: Hello,
+    pub(crate) outbox: mpsc::Receiver<FromAgent>,
+}
+
+/// Why there is no link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct End {
+    /// The cause, for the log.
+    pub(crate) why: String,
+    /// Its code.
+    pub(crate) code: Code,
+    /// The interval of the keepalive, if it still held.
+    pub(crate) learnt: Option<Duration>,
+}
+
+/// Waits, connects and serves one link, and tells its end.
+pub(crate) async fn run(dial: Dial, events: mpsc::Sender<Event>) {
+    tokio::time::sleep(dial.pause).await;
+    let end = match connect(&dial).await {
+        Ok(link) => serve(link, dial.learnt, &events).await,
+        Err(error) => End {
+            why: error.to_string(),
+            code: code_of(&error),
+            learnt: None,
+        },
+    };
+    let _ = events.send(Event::Ended(end)).await;
+}
+
+async fn connect(dial: &Dial) -> Result<Link, LinkError> {
+    let (tls, websocket_tls) = (dial.tls.clone(), Arc::clone(&dial.websocket_tls));
+    tunnel_net::link::connect(&dial.server, tls, websocket_tls, dial.carriers).await
+}
+
+/// Returns the code of what stood against a link; a matter of trust says more than silence.
+pub(crate) fn code_of(error: &LinkError) -> Code {
+    let trust = |error: &AttemptError| match error {
+        AttemptError::Handshake(error) => tls::connection_refusal(error),
+        _ => None,
+    };
+    trust(&error.udp)
+        .or_else(|| trust(&error.websocket))
+        .unwrap_or(Code::ServerUnreachable)
+}
+
+async fn serve(link: Link, learnt: Option<Duration>, events: &mpsc::Sender<Event>) -> End {
+    let (opening, answer) = oneshot::channel();
+    let connected = Event::Connected {
+        carrier: link.carrier,
+        server_ip: link.server_ip,
+        opening,
+    };
+    let _ = events.send(connected).await;
+    let Ok(opening) = answer.await else {
+        return stopped();
+    };
+    let mut channel = match Channel::open(&link, opening, learnt).await {
+        Ok(channel) => channel,
+        Err(end) => return explain(&link, end),
+    };
+    let end = match channel.run(events).await {
+        Ok(()) => {
+            channel.finish().await;
+            stopped()
+        }
+        Err(end) => explain(&link, end),
+    };
+    let _ = tokio::time::timeout(CLOSE_DEADLINE, async {
+        link.connection.close(0u32.into(), b"agent ends the link");
+        link.endpoint.wait_idle().await;
+    })
+    .await;
+    end
+}
+
+fn stopped() -> End {
+    End {
+        why: "the agent stops".into(),
+        code: Code::TunnelClosed,
+        learnt: None,
+    }
+}
+
+/// Puts the cause that the connection knows in the place of its effect on a stream.
+fn explain(link: &Link, end: End) -> End {
+    match link.connection.close_reason() {
+        Some(reason) => End {
+            code: tls::connection_refusal(&reason).unwrap_or(end.code),
+            why: reason.to_string(),
+            ..end
+        },
+        None => end,
+    }
+}
+
+/// The one stream of a link, with its keepalive.
+struct Channel {
+    send: SendStream,
+    inbox: mpsc::Receiver<FromServer>,
+    reader: AbortOnDropHandle<String>,
+    outbox: mpsc::Receiver<FromAgent>,
+    keepalive: Keepalive,
+    proof: u64,
+}
+
+impl Channel {
+    async fn open(link: &Link, opening: Opening, learnt: Option<Duration>) -> Result<Self, End> {
+        let greet = async {
+            let (mut send, recv) = link
+                .connection
+                .open_bi()
+                .await
+                .map_err(|error| error.to_string())?;
+            let hello = FromAgent::Hello(opening.hello);
+            stream::write_message(&mut send, &hello)
+                .await
+                .map_err(|error| error.to_string())?;
+            Ok::<_, String>((send, recv))
+        };
+        let greeted = tokio::time::timeout(WELCOME_DEADLINE, greet).await;
+        let (send, recv) = greeted
+            .unwrap_or_else(|_| Err("the server took no message in time".into()))
+            .map_err(broken)?;
+        let (to_inbox, inbox) = mpsc::channel(INBOX);
+        let reader = AbortOnDropHandle::new(tokio::task::spawn(read(recv, to_inbox)));
+        let keepalive = Keepalive::new(Instant::now(), learnt);
+        Ok(Self {
+            send,
+            inbox,
+            reader,
+            outbox: opening.outbox,
+            keepalive,
+            proof: 0,
+        })
+    }
+
+    /// Runs until the link breaks, or the agent has nothing more to say.
+    async fn run(&mut self, events: &mpsc::Sender<Event>) -> Result<(), End> {
+        let mut welcome = Some(Instant::now() + WELCOME_DEADLINE);
+        loop {
+            let next = self.keepalive.next_timeout();
+            let timeout = welcome.map_or(next, |welcome| next.min(welcome));
+            // All branches are cancel-safe: channels and a timer.
+            tokio::select! {
+                message = self.inbox.recv() => match message {
+                    Some(FromServer::Pong(pong)) => self.handle_pong(pong, events).await,
+                    Some(message) => {
+                        if matches!(message, FromServer::Welcome(_)) {
+                            welcome = None;
+                        }
+                        let _ = events.send(Event::Message(message)).await;
+                    }
+                    None => {
+                        let why = (&mut self.reader).await.unwrap_or_else(|error| error.to_string());
+                        return Err(self.end(why));
+                    }
+                },
+                message = self.outbox.recv() => match message {
+                    Some(message) => self.write(&message).await?,
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep_until(timeout.into()) => {
+                    if welcome.is_some_and(|welcome| Instant::now() >= welcome) {
+                        return Err(broken("the server did not welcome this agent in time"));
+                    }
+                    self.handle_timeout().await?;
+                }
+            }
+        }
+    }
+
+    async fn handle_pong(&mut self, pong: Pong, events: &mpsc::Sender<Event>) {
+        self.keepalive
+            .handle_pong(Instant::now(), pong.seq, &pong.seen_as);
+        self.proof = pong.proof;
+        let _ = events
+            .send(Event::Proven {
+                clock: pong.clock,
+                rtt: self.keepalive.rtt(),
+            })
+            .await;
+    }
+
+    async fn handle_timeout(&mut self) -> Result<(), End> {
+        while let Some(action) = self.keepalive.handle_timeout(Instant::now()) {
+            match action {
+                Action::Ping(seq) => {
+                    let ping = self.ping(seq);
+                    self.write(&FromAgent::Ping(ping)).await?;
+                }
+                Action::Dead => return Err(broken("the server does not answer the keepalive")),
+            }
+        }
+        Ok(())
+    }
+
+    fn ping(&self, seq: u64) -> Ping {
+        // The answer may make the interval half as long again, at most.
+        let next = (self.keepalive.interval() * 3 / 2).min(KEEPALIVE_MAX);
+        let millis = |rtt: Duration| u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX);
+        Ping {
+            seq,
+            proof: self.proof,
+            next_secs: u32::try_from(next.as_secs()).unwrap_or(u32::MAX),
+            rtt_millis: self.keepalive.rtt().map(millis),
+        }
+    }
+
+    async fn write(&mut self, message: &FromAgent) -> Result<(), End> {
+        let written =
+            tokio::time::timeout(KEEPALIVE_ANSWER, stream::write_message(&mut self.send, message)).await;
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.end(error.to_string())),
+            Err(_) => Err(broken("the server takes no messages")),
+        }
+    }
+
+    /// Waits until the server has all that was said.
+    async fn finish(&mut self) {
+        let _ = self.send.finish();
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, self.send.stopped()).await;
+    }
+
+    fn end(&self, why: String) -> End {
+        End {
+            learnt: Some(self.keepalive.interval()),
+            ..broken(why)
+        }
+    }
+}
+
+fn broken(why: impl Into<String>) -> End {
+    End {
+        why: why.into(),
+        code: Code::ServerUnreachable,
+        learnt: None,
+    }
+}
+
+/// Reads messages into the inbox until the stream ends, and says why it did.
+///
+/// Kinds of messages that this version does not know are passed over; anything else that is no message ends the link
+/// (THREATS AGT-15).
+async fn read(mut recv: RecvStream, inbox: mpsc::Sender<FromServer>) -> String {
+    loop {
+        match stream::read_message(&mut recv).await {
+            Ok(message) => {
+                if inbox.send(message).await.is_err() {
+                    return "the agent ended the link".into();
+                }
+            }
+            Err(MessageError::Frame(FrameError::Content(error))) if error.is_unknown_variant() => {
+                tracing::debug!("the server said something that this version does not know");
+            }
+            Err(error) => return error.to_string(),
+        }
+    }
+}

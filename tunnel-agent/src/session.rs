@@ -1,0 +1,177 @@
+//! One session: one stream of a tunnel, decided by itself, joined to one local connection.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use quinn::{RecvStream, SendStream, VarInt};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tunnel_net::stream::{self, MessageError};
+use tunnel_proto::code::Code;
+use tunnel_proto::grant::Grant;
+use tunnel_proto::message::{FromAgent, OpenSession, SessionAnswer, SessionEnded};
+
+use crate::connect::{Reader, Writer, connect};
+use crate::defaults::OPEN_DEADLINE;
+use crate::lifetime::Lifetime;
+use crate::policy::LocalPolicy;
+use crate::sessions::{Permit, Sessions};
+use crate::target::Target;
+
+/// Longest name of a service that a report repeats, in characters.
+const MAX_REPORTED: usize = 64;
+
+/// What the owner lets happen at this moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The owner's policy.
+    pub policy: LocalPolicy,
+    /// Whether the owner lets anybody in.
+    pub access: bool,
+}
+
+/// What all sessions of one tunnel share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) grant: Grant,
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    pub(crate) sessions: Sessions,
+    pub(crate) life: Mutex<Lifetime>,
+    pub(crate) reports: mpsc::Sender<FromAgent>,
+    /// Ends all sessions of the tunnel.
+    pub(crate) cut: CancellationToken,
+}
+
+/// A session that was let in; counted out when it is dropped.
+struct Admitted<'a> {
+    context: &'a Context,
+    target: Target,
+    _permit: Permit,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.context.life().session_ended(Instant::now());
+    }
+}
+
+impl Context {
+    pub(crate) fn life(&self) -> std::sync::MutexGuard<'_, Lifetime> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides about one session: the owner's switch, grant and local policy, then room on the device and in the grant.
+    fn admit(&self, asked: &str) -> Result<Admitted<'_>, Code> {
+        let settings = Arc::clone(&self.settings.borrow());
+        if !settings.access {
+            return Err(Code::AccessOff);
+        }
+        let (name, service) = settings.policy.session(&self.grant, asked)?;
+        let permit = self.sessions.admit(&name, &settings.policy)?;
+        self.life().session_started()?;
+        Ok(Admitted {
+            context: self,
+            target: service.target.clone(),
+            _permit: permit,
+        })
+    }
+}
+
+/// What is told of a session when it is over.
+struct Record {
+    service: String,
+    refused: Option<Code>,
+    started: Instant,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+/// Serves one stream to its end, or until the tunnel is cut.
+pub(crate) async fn run(context: Arc<Context>, send: SendStream, recv: RecvStream) {
+    let mut record = None;
+    tokio::select! {
+        () = serve(&context, send, recv, &mut record) => {}
+        () = context.cut.cancelled() => {}
+    }
+    if let Some(record) = record {
+        let ended = SessionEnded {
+            tunnel: context.grant.tunnel,
+            service: record.service,
+            refused: record.refused,
+            millis: u64::try_from(record.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            bytes_in: record.bytes_in,
+            bytes_out: record.bytes_out,
+        };
+        // It fails only when the agent stops without waiting.
+        let _ = context.reports.send(FromAgent::SessionEnded(ended)).await;
+    }
+}
+
+async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, record: &mut Option<Record>) {
+    let asked = match read_request(&mut recv).await {
+        Ok(Some(asked)) => asked,
+        Ok(None) => return,
+        Err(code) => return refuse(send, recv, code).await,
+    };
+    let record = record.insert(Record {
+        service: asked.chars().take(MAX_REPORTED).collect(),
+        refused: None,
+        started: Instant::now(),
+        bytes_in: 0,
+        bytes_out: 0,
+    });
+    let opened = async {
+        let admitted = context.admit(&asked)?;
+        let halves = connect(&admitted.target).await?;
+        Ok((admitted, halves))
+    };
+    match opened.await {
+        Ok((_admitted, (reader, writer))) => {
+            tracing::debug!(service = record.service, "session");
+            if stream::write_message(&mut send, &SessionAnswer { refused: None })
+                .await
+                .is_ok()
+            {
+                join(send, recv, reader, writer, record).await;
+            }
+        }
+        Err(code) => {
+            tracing::debug!(service = record.service, %code, "session refused");
+            record.refused = Some(code);
+            refuse(send, recv, code).await;
+        }
+    }
+}
+
+/// Reads which service is wanted; `None` when the stream broke before it was said.
+async fn read_request(recv: &mut RecvStream) -> Result<Option<String>, Code> {
+    match tokio::time::timeout(OPEN_DEADLINE, stream::read_message::<OpenSession>(recv)).await {
+        Ok(Ok(open)) => Ok(Some(open.service)),
+        Ok(Err(MessageError::Frame(_))) => Err(Code::Protocol),
+        Ok(Err(MessageError::Ended | MessageError::Stream(_))) => Ok(None),
+        Err(_) => Err(Code::Deadline),
+    }
+}
+
+/// Tells the operator why there is no session. The code is all that it learns.
+async fn refuse(mut send: SendStream, mut recv: RecvStream, code: Code) {
+    let _ = recv.stop(VarInt::from_u32(0));
+    let answer = SessionAnswer {
+        refused: Some(code.into()),
+    };
+    if stream::write_message(&mut send, &answer).await.is_ok() {
+        let _ = send.finish();
+    }
+}
+
+/// Carries bytes both ways; each direction ends by itself (THREATS AGT-13).
+async fn join(send: SendStream, recv: RecvStream, reader: Reader, writer: Writer, record: &mut Record) {
+    // Counted in the record as they go, so that a session that is cut has its figures too.
+    let (up, down) = tokio::join!(
+        stream::outwards(send, reader, &mut record.bytes_out),
+        stream::inwards(recv, writer, &mut record.bytes_in),
+    );
+    if let Some(error) = up.err().or(down.err()) {
+        tracing::debug!(%error, "session broke off");
+    }
+}

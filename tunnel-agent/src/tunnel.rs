@@ -1,0 +1,248 @@
+//! One tunnel at the device: its leg, its one end-to-end connection, and the sessions in it.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use rustls::ClientConfig;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tunnel_net::leg::{Leg, LegConfig, LegState};
+use tunnel_net::link::Try;
+use tunnel_net::tls::{self, Credentials, Ends};
+use tunnel_net::{ServerAddr, quic};
+use tunnel_proto::bind::Role;
+use tunnel_proto::code::Code;
+use tunnel_proto::defaults::BIND_DEADLINE;
+use tunnel_proto::grant::Grant;
+use tunnel_proto::keys::LegKey;
+use tunnel_proto::message::{Attached, FromAgent, TunnelEnded};
+
+use crate::defaults::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
+use crate::lifetime::Lifetime;
+use crate::session::{self, Context, Settings};
+use crate::sessions::Sessions;
+
+/// Streams beyond the sessions of a grant, so that one too many is told so and does not hang.
+const SPARE_STREAMS: u32 = 8;
+
+/// How the device reaches the relay, and proves itself to operators.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) server: ServerAddr,
+    pub(crate) proven: Option<IpAddr>,
+    pub(crate) carriers: Try,
+    pub(crate) websocket_tls: Arc<ClientConfig>,
+    pub(crate) ends: Ends,
+    pub(crate) credentials: Credentials,
+}
+
+/// A tunnel that was accepted.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    context: Arc<Context>,
+    route: Route,
+    /// What is there so far, to be closed whatever ends the tunnel.
+    leg: Option<Leg>,
+    connection: Option<Connection>,
+    running: JoinSet<()>,
+}
+
+impl Tunnel {
+    /// Makes a tunnel that lives for `left`.
+    pub(crate) fn new(
+        grant: Grant,
+        left: Duration,
+        route: Route,
+        settings: watch::Receiver<Arc<Settings>>,
+        sessions: Sessions,
+        reports: mpsc::Sender<FromAgent>,
+    ) -> Self {
+        let life = Mutex::new(Lifetime::new(Instant::now(), left, grant.limits));
+        let cut = CancellationToken::new();
+        let context = Arc::new(Context {
+            grant,
+            settings,
+            sessions,
+            life,
+            reports,
+            cut,
+        });
+        Self {
+            context,
+            route,
+            leg: None,
+            connection: None,
+            running: JoinSet::new(),
+        }
+    }
+
+    /// Serves the tunnel until it ends by itself or is told to, and reports its end.
+    pub(crate) async fn run(mut self, attached: oneshot::Receiver<Attached>, end: oneshot::Receiver<Code>) {
+        let reason = tokio::select! {
+            biased;
+            told = end => told.unwrap_or(Code::TunnelClosed),
+            reason = self.serve(attached) => reason,
+        };
+        self.close(reason).await;
+    }
+
+    /// Returns why the tunnel is over.
+    async fn serve(&mut self, attached: oneshot::Receiver<Attached>) -> Code {
+        let Ok(Ok(attached)) = tokio::time::timeout(BIND_DEADLINE, attached).await else {
+            return Code::TunnelLost;
+        };
+        let leg = match Leg::open(self.leg_config(attached)) {
+            Ok(leg) => leg,
+            Err(error) => {
+                tracing::warn!(%error, "no leg could be opened");
+                return Code::Internal;
+            }
+        };
+        let endpoint = leg.accept_endpoint(self.quic_config());
+        let state = leg.state();
+        self.leg = Some(leg);
+        let connection = tokio::select! {
+            connection = accept(&endpoint) => connection,
+            code = circuit_ended(state.clone()) => return code,
+            () = tokio::time::sleep(BIND_DEADLINE) => None,
+        };
+        // The tunnel is for one connection; nobody else gets as far as a handshake.
+        endpoint.set_server_config(None);
+        let Some(connection) = connection else {
+            return Code::TunnelLost;
+        };
+        self.connection = Some(connection.clone());
+        if !self.is_operator(&connection) {
+            return Code::CertName;
+        }
+        tracing::debug!("operator connected");
+        self.serve_sessions(&connection, state).await
+    }
+
+    async fn serve_sessions(&mut self, connection: &Connection, state: watch::Receiver<LegState>) -> Code {
+        loop {
+            let timeout = self.context.life().next_timeout();
+            // All branches are cancel-safe: a stream that is not accepted yet stays with the connection.
+            tokio::select! {
+                stream = connection.accept_bi() => match stream {
+                    Ok((send, recv)) => {
+                        self.running.spawn(session::run(Arc::clone(&self.context), send, recv));
+                    }
+                    Err(error) => return lost(&error),
+                },
+                Some(ended) = self.running.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a session failed");
+                    }
+                }
+                () = tokio::time::sleep_until(timeout.into()) => {
+                    if let Some(code) = self.context.life().handle_timeout(Instant::now()) {
+                        return code;
+                    }
+                }
+                code = circuit_ended(state.clone()) => return code,
+            }
+        }
+    }
+
+    /// Ends everything: first the connection, so that not one byte more gets in, then the local sockets, then the leg.
+    async fn close(mut self, reason: Code) {
+        if let Some(connection) = &self.connection {
+            connection.close(VarInt::from_u32(reason as u32), reason.as_str().as_bytes());
+        }
+        self.context.cut.cancel();
+        let running = async { while self.running.join_next().await.is_some() {} };
+        if tokio::time::timeout(CLOSE_DEADLINE, running).await.is_err() {
+            self.running.abort_all();
+        }
+        let (tunnel, sessions) = (self.context.grant.tunnel, self.context.life().total());
+        tracing::info!(tunnel = tunnel.fmt_short(), %reason, sessions, "tunnel ended");
+        let ended = TunnelEnded {
+            tunnel,
+            reason,
+            sessions,
+        };
+        // It fails only when the agent stops without waiting.
+        let _ = self.context.reports.send(FromAgent::TunnelEnded(ended)).await;
+        if let (Some(leg), Some(_)) = (&self.leg, &self.connection) {
+            let _ = tokio::time::timeout(CLOSE_DEADLINE, leg.endpoint().wait_idle()).await;
+        }
+    }
+
+    fn leg_config(&self, attached: Attached) -> LegConfig {
+        let mut server = self.route.server.clone().with_udp_port(attached.udp_port);
+        server.tcp_port = attached.websocket_port;
+        LegConfig {
+            server,
+            proven: self.route.proven,
+            circuit: attached.circuit,
+            role: Role::Destination,
+            key: LegKey::new(attached.leg_key),
+            websocket_tls: Arc::clone(&self.route.websocket_tls),
+            carriers: self.route.carriers,
+        }
+    }
+
+    fn quic_config(&self) -> quinn::ServerConfig {
+        let grant = &self.context.grant;
+        let tls = tls::tunnel_server(
+            &self.route.ends,
+            &self.route.credentials,
+            grant.operator_identity(),
+            grant.holder_key,
+        );
+        let mut config = quinn::ServerConfig::with_crypto(tls::quic_server(tls));
+        config.transport_config(quic::agent_transport(
+            grant.limits.sessions.saturating_add(SPARE_STREAMS),
+        ));
+        // The leg has one virtual peer for ever; what moves is below it.
+        config.migration(false);
+        config
+    }
+
+    /// Asks the handshake's outcome once more, so that no mistake in TLS settings lets somebody else in (invariant I4).
+    fn is_operator(&self, connection: &Connection) -> bool {
+        let ends = &self.route.ends;
+        let grant = &self.context.grant;
+        tls::connection_peer(connection, &ends.trust, ends.clock.now())
+            .is_ok_and(|peer| peer.identity == grant.operator_identity() && peer.key == grant.holder_key)
+    }
+}
+
+/// Waits for the operator. A handshake that fails is somebody else's, and costs the operator nothing but its time.
+async fn accept(endpoint: &Endpoint) -> Option<Connection> {
+    loop {
+        let connecting = match endpoint.accept().await?.accept() {
+            Ok(connecting) => connecting,
+            Err(error) => {
+                tracing::debug!(%error, "not a handshake");
+                continue;
+            }
+        };
+        match tokio::time::timeout(HANDSHAKE_DEADLINE, connecting).await {
+            Ok(Ok(connection)) => return Some(connection),
+            Ok(Err(error)) => tracing::debug!(%error, "handshake refused"),
+            Err(_) => tracing::debug!("handshake not finished in time"),
+        }
+    }
+}
+
+/// Waits until the relay says that the circuit has ended, or the leg is gone.
+async fn circuit_ended(mut state: watch::Receiver<LegState>) -> Code {
+    match state.wait_for(|state| state.ended.is_some()).await {
+        Ok(state) => state.ended.unwrap_or(Code::TunnelLost),
+        Err(_) => Code::TunnelLost,
+    }
+}
+
+/// Returns what the end of a connection means.
+fn lost(error: &ConnectionError) -> Code {
+    match error {
+        ConnectionError::ApplicationClosed(_) => Code::TunnelClosed,
+        ConnectionError::TransportError(_) | ConnectionError::VersionMismatch => Code::Protocol,
+        _ => Code::TunnelLost,
+    }
+}
