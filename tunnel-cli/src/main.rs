@@ -1,2 +1,5 @@
-//! Under construction.
-fn main() {}
+//! The `tunnel` command.
+
+fn main() -> std::process::ExitCode {
+    tunnel_cli::run(std::env::args_os().collect())
+}

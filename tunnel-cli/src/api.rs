@@ -1,0 +1,291 @@
+//! The server's API as the commands call it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tunnel_net::ServerAddr;
+use tunnel_net::tls;
+use tunnel_proto::api::*;
+use tunnel_proto::{Code, DeviceId, Refusal, TunnelId};
+
+use crate::home::Login;
+use crate::http::{ANSWER, Connection, HttpError, LIST, ONE};
+
+/// How long a request for a tunnel's end waits before it is sent again: longer than any tunnel lives.
+const END: Duration = Duration::from_secs(13 * 3600);
+
+/// A caller of the API, with one connection that is made when it is needed.
+#[derive(Debug)]
+pub struct Api {
+    server: ServerAddr,
+    tls: Arc<rustls::ClientConfig>,
+    connection: Option<Connection>,
+}
+
+impl Api {
+    /// Makes a caller that proves who it is.
+    pub fn new(login: &Login) -> Self {
+        Self::with_tls(
+            login.server.clone(),
+            tls::api_client(&login.ends(), Some(&login.credentials)),
+        )
+    }
+
+    /// Makes a caller with TLS settings of its own.
+    pub fn with_tls(server: ServerAddr, tls: rustls::ClientConfig) -> Self {
+        Self {
+            server,
+            tls: Arc::new(tls),
+            connection: None,
+        }
+    }
+
+    /// Makes a second caller with the same settings and a connection of its own.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self {
+            server: self.server.clone(),
+            tls: self.tls.clone(),
+            connection: None,
+        }
+    }
+
+    /// Returns the address that answered last.
+    pub fn proven(&self) -> Option<IpAddr> {
+        self.connection.as_ref().map(|connection| connection.peer().ip())
+    }
+
+    /// Returns the TLS settings, which the WebSocket carrier shares.
+    pub fn tls(&self) -> Arc<rustls::ClientConfig> {
+        self.tls.clone()
+    }
+
+    /// Asks how the server is.
+    ///
+    /// # Errors
+    /// Tells why there is no answer, as every function here does.
+    pub async fn status(&mut self) -> Result<Status, HttpError> {
+        self.get("/v1/status", ONE).await
+    }
+
+    /// Turns a code into a certificate.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn enrol(&mut self, request: &EnrolRequest) -> Result<EnrolAnswer, HttpError> {
+        self.send(Method::POST, "/v1/enrol", Some(request), ONE).await
+    }
+
+    /// Lists the devices that the caller may see.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn devices(&mut self) -> Result<Vec<Device>, HttpError> {
+        self.get("/v1/devices", LIST).await
+    }
+
+    /// Shows one device.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn device(&mut self, id: &DeviceId) -> Result<Device, HttpError> {
+        self.get(&format!("/v1/devices/{id}"), ONE).await
+    }
+
+    /// Asks for a tunnel.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn open(&mut self, request: &OpenTunnel) -> Result<OpenedTunnel, HttpError> {
+        self.send(Method::POST, "/v1/tunnels", Some(request), ONE).await
+    }
+
+    /// Redeems the source token.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn attach(
+        &mut self,
+        id: TunnelId,
+        request: &AttachTunnel,
+    ) -> Result<AttachedTunnel, HttpError> {
+        self.send(
+            Method::POST,
+            &format!("/v1/tunnels/{id}/attach"),
+            Some(request),
+            ONE,
+        )
+        .await
+    }
+
+    /// Lists tunnels.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn tunnels(&mut self, all: bool, limit: u32) -> Result<Vec<Tunnel>, HttpError> {
+        self.get(&format!("/v1/tunnels?all={all}&limit={limit}"), LIST)
+            .await
+    }
+
+    /// Shows one tunnel.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn tunnel(&mut self, id: TunnelId) -> Result<Tunnel, HttpError> {
+        self.get(&format!("/v1/tunnels/{id}"), ONE).await
+    }
+
+    /// Closes a tunnel.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn close(&mut self, id: TunnelId) -> Result<(), HttpError> {
+        let path = format!("/v1/tunnels/{id}");
+        self.request(Method::DELETE, &path, None, ONE, ANSWER)
+            .await
+            .map(drop)
+    }
+
+    /// Waits until a tunnel has ended, and returns why; `None` when the server stopped waiting before.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn wait_end(&mut self, id: TunnelId) -> Result<Option<Refusal>, HttpError> {
+        let path = format!("/v1/tunnels/{id}/end");
+        let body = self.request(Method::GET, &path, None, ONE, END).await?;
+        let tunnel: Tunnel = serde_json::from_slice(&body).map_err(|error| unreadable(&error))?;
+        if tunnel.state != "ended" {
+            return Ok(None);
+        }
+        Ok(Some(
+            tunnel
+                .end_reason
+                .as_deref()
+                .map_or(Code::TunnelClosed, Code::from_text)
+                .into(),
+        ))
+    }
+
+    /// Makes an enrolment code.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn enrol_code(&mut self, request: &MakeEnrolCode) -> Result<MadeEnrolCode, HttpError> {
+        self.send(Method::POST, "/v1/enrol-codes", Some(request), ONE)
+            .await
+    }
+
+    /// Takes an identity's trust away.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn revoke(&mut self, request: &Revoke) -> Result<Revoked, HttpError> {
+        self.send(Method::POST, "/v1/revocations", Some(request), ONE)
+            .await
+    }
+
+    /// Shows the policy in force.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn policy(&mut self) -> Result<PolicyState, HttpError> {
+        self.get("/v1/policy", LIST).await
+    }
+
+    /// Checks a policy without effect.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn policy_check(&mut self, request: &PolicyText) -> Result<PolicyState, HttpError> {
+        self.send(Method::POST, "/v1/policy/check", Some(request), LIST)
+            .await
+    }
+
+    /// Puts a policy in force.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn policy_apply(&mut self, request: &PolicyText) -> Result<PolicyState, HttpError> {
+        self.send(Method::PUT, "/v1/policy", Some(request), LIST).await
+    }
+
+    /// Reads a page of the audit chain.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn audit(&mut self, after: u64, limit: u32) -> Result<AuditPage, HttpError> {
+        self.get(&format!("/v1/audit?after={after}&limit={limit}"), LIST)
+            .await
+    }
+
+    /// Calls a path and reads its answer.
+    ///
+    /// # Errors
+    /// Tells why there is none.
+    pub async fn get<T: DeserializeOwned>(&mut self, path: &str, limit: usize) -> Result<T, HttpError> {
+        self.send(Method::GET, path, None::<&()>, limit).await
+    }
+
+    async fn send<B: Serialize, T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+        limit: usize,
+    ) -> Result<T, HttpError> {
+        let body = body
+            .map(serde_json::to_vec)
+            .transpose()
+            .map_err(|error| unreadable(&error))?;
+        let answer = self.request(method, path, body, limit, ANSWER).await?;
+        serde_json::from_slice(&answer).map_err(|error| unreadable(&error))
+    }
+
+    /// Sends a request on the connection, or on a new one if there is none.
+    ///
+    /// # Errors
+    /// Tells why there is no answer.
+    pub async fn request(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        limit: usize,
+        deadline: Duration,
+    ) -> Result<bytes::Bytes, HttpError> {
+        let call = async {
+            if !self.connection.as_ref().is_some_and(Connection::is_open) {
+                self.connection = Some(Connection::open(&self.server, self.tls.clone()).await?);
+            }
+            let Some(connection) = &mut self.connection else {
+                return Err(HttpError::Failed {
+                    code: Code::Internal,
+                    detail: None,
+                });
+            };
+            connection.request(method, path, body, limit).await
+        };
+        match tokio::time::timeout(deadline, call).await {
+            Ok(result) => result,
+            Err(_) => {
+                // An answer that comes later must not be taken for that of the next request.
+                self.connection = None;
+                Err(HttpError::Failed {
+                    code: Code::Deadline,
+                    detail: None,
+                })
+            }
+        }
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> HttpError {
+    HttpError::Failed {
+        code: Code::Protocol,
+        detail: Some(error.to_string()),
+    }
+}

@@ -1,0 +1,348 @@
+//! The command line as it is written; what it means is with each command.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tunnel_net::link::Try;
+use tunnel_proto::names::GroupName;
+use tunnel_proto::{DeviceId, OperatorName, ServiceName};
+
+use crate::forward::Spec;
+use crate::ttl::Span;
+
+/// Reach devices behind NAT: each tunnel asked for, decided, recorded, and encrypted end to end
+#[derive(Debug, Parser)]
+#[command(
+    name = "tunnel",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused, 4 not reachable, 5 deadline passed, \
+70 our fault, 130 interrupted; `tunnel ssh` and `tunnel scp` end with OpenSSH's own, and 255 for ours."
+)]
+pub struct Cli {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of all commands.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Write results and errors as JSON: results to stdout, errors to stderr
+    #[arg(long, global = true, display_order = 900)]
+    pub json: bool,
+    /// State directory [env: TUNNEL_HOME; default: ~/.config/tunnel]
+    #[arg(long, global = true, value_name = "DIR", display_order = 901)]
+    pub home: Option<PathBuf>,
+    /// Tell on stderr what happens meanwhile
+    #[arg(long, global = true, display_order = 902)]
+    pub verbose: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Log in with a code from the fleet's owner
+    Login(Login),
+    /// Forget the login on this machine
+    Logout,
+    /// Show who is logged in, and whether the server answers
+    Status,
+    /// List devices, or show one
+    Devices(Devices),
+    /// Run ssh to a device
+    #[command(
+        override_usage = "tunnel ssh [OPTIONS] [SSH OPTIONS] [USER@]DEVICE [SSH OPTIONS] [--] [COMMAND...]"
+    )]
+    Ssh(Ssh),
+    /// Run scp to or from a device
+    #[command(override_usage = "tunnel scp [OPTIONS] [SCP OPTIONS] SOURCE... TARGET")]
+    Scp(Ssh),
+    /// Carry a device's service over standard input and output
+    Connect(Connect),
+    /// Print the stanza with which plain ssh, scp, sftp, rsync and Ansible reach DEVICE.tunnel
+    SshConfig(SshConfig),
+    /// Make a device's services reachable at local ports
+    Forward(Forward),
+    /// List tunnels
+    Tunnels(Tunnels),
+    /// Show one tunnel
+    Describe(Describe),
+    /// Close tunnels
+    Close(Close),
+    /// Show, check or replace the policy
+    #[command(subcommand)]
+    Policy(Policy),
+    /// Read or verify the audit trail
+    Audit(Audit),
+    /// Make a one-time code for a device or an operator
+    EnrolCode(EnrolCode),
+    /// Take the trust in a device or an operator away, at once and for good
+    Revoke(Revoke),
+}
+
+/// `tunnel login`.
+#[derive(Debug, Args)]
+pub struct Login {
+    /// The code, `tnl1_...`; `-` reads it from standard input
+    pub code: String,
+    /// The name to log in as, if the code leaves a choice
+    #[arg(long)]
+    pub name: Option<OperatorName>,
+}
+
+/// `tunnel devices`.
+#[derive(Debug, Args)]
+pub struct Devices {
+    /// The device to show; all if absent
+    pub device: Option<String>,
+}
+
+/// What a new tunnel is asked for with.
+#[derive(Clone, Debug, Args)]
+pub struct Ask {
+    /// How long the tunnel may live, as `30m` [env: TUNNEL_TTL; default: the server's]
+    #[arg(long, value_name = "TIME")]
+    pub ttl: Option<Span>,
+    /// Why, for the record [env: TUNNEL_REASON]
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Use only `udp` or only `websocket`, instead of what works best [env: TUNNEL_CARRIER; default: auto]
+    #[arg(long, value_name = "CARRIER")]
+    pub carrier: Option<Try>,
+}
+
+/// `tunnel ssh` and `tunnel scp`.
+#[derive(Debug, Args)]
+pub struct Ssh {
+    /// What the tunnel is asked for with.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// The service that is the device's SSH server
+    #[arg(long, default_value = "ssh", value_name = "NAME")]
+    pub service: ServiceName,
+    /// What follows is read as OpenSSH reads it
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub args: Vec<OsString>,
+}
+
+/// `tunnel connect`.
+#[derive(Debug, Args)]
+pub struct Connect {
+    /// The device, with or without `.tunnel`
+    pub device: String,
+    /// The service
+    pub service: ServiceName,
+    /// What the tunnel is asked for with.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// The service is an SSH server: keep its host keys for ssh, and refuse if there are none
+    #[arg(long)]
+    pub host_keys: bool,
+}
+
+/// `tunnel ssh-config`.
+#[derive(Debug, Args)]
+pub struct SshConfig {
+    /// The service that is the devices' SSH server
+    #[arg(long, default_value = "ssh", value_name = "NAME")]
+    pub service: ServiceName,
+}
+
+/// `tunnel forward`.
+#[derive(Debug, Args)]
+pub struct Forward {
+    /// The device
+    pub device: String,
+    /// A service and where it is to be reached: `web`, `8080:web`, `[::1]:8080:web`
+    #[arg(required = true, value_name = "[LOCAL:]SERVICE")]
+    pub specs: Vec<Spec>,
+    /// What the tunnel is asked for with.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// Allow local addresses that other machines can reach
+    #[arg(long)]
+    pub expose: bool,
+}
+
+/// `tunnel tunnels`.
+#[derive(Debug, Args)]
+pub struct Tunnels {
+    /// List ended ones too
+    #[arg(long)]
+    pub all: bool,
+    /// How many at most
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub limit: u32,
+}
+
+/// `tunnel describe`.
+#[derive(Debug, Args)]
+pub struct Describe {
+    /// The tunnel's id, or the first digits of it
+    pub tunnel: String,
+}
+
+/// `tunnel close`.
+#[derive(Debug, Args)]
+pub struct Close {
+    /// The tunnels' ids, or the first digits of each
+    #[arg(required = true, value_name = "TUNNEL")]
+    pub tunnels: Vec<String>,
+}
+
+/// `tunnel policy`.
+#[derive(Debug, Subcommand)]
+pub enum Policy {
+    /// Print the policy in force
+    Show,
+    /// Check a policy without effect
+    Check(PolicyFile),
+    /// Check a policy and put it in force
+    Apply(PolicyFile),
+}
+
+/// A policy to read.
+#[derive(Debug, Args)]
+pub struct PolicyFile {
+    /// The policies, in Cedar; `-` is standard input
+    pub file: PathBuf,
+}
+
+/// `tunnel audit`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Audit {
+    /// What to do; lists if absent.
+    #[command(subcommand)]
+    pub command: Option<AuditCommand>,
+    /// How to list.
+    #[command(flatten)]
+    pub list: AuditList,
+}
+
+/// `tunnel audit list` and `tunnel audit verify`.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// List records: the last ones, unless told otherwise
+    List(AuditList),
+    /// Prove that no record was changed, removed or added
+    Verify(AuditVerify),
+}
+
+/// How to list audit records.
+#[derive(Debug, Args)]
+pub struct AuditList {
+    /// Start after this record
+    #[arg(long, value_name = "SEQ", conflicts_with = "last")]
+    pub after: Option<u64>,
+    /// Start this many records before the end [default: 50]
+    #[arg(long, value_name = "N")]
+    pub last: Option<u64>,
+    /// Go on as records are written
+    #[arg(long)]
+    pub follow: bool,
+}
+
+/// How to verify the audit chain.
+#[derive(Debug, Args)]
+pub struct AuditVerify {
+    /// Verify a file of JSON lines, as `tunnel --json audit list --after 0` writes them, instead of the server's chain
+    #[arg(long)]
+    pub file: Option<PathBuf>,
+}
+
+/// Kinds of members that a code can make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Kind {
+    /// An agent on a device.
+    Device,
+    /// A person or a script.
+    Operator,
+}
+
+/// `tunnel enrol-code`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("who").required(true).multiple(true).args(["device", "operator", "group"]))]
+pub struct EnrolCode {
+    /// A device that the code may make; may be repeated
+    #[arg(long, value_name = "ID", conflicts_with = "operator")]
+    pub device: Vec<DeviceId>,
+    /// An operator that the code may make; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub operator: Vec<OperatorName>,
+    /// The group that newcomers are put into
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<GroupName>,
+    /// What the code makes, where no id tells: `device` or `operator`
+    #[arg(long, value_enum, default_value = "device", hide_possible_values = true)]
+    #[arg(conflicts_with_all = ["device", "operator"])]
+    pub kind: Kind,
+    /// How often it can be used
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub uses: u32,
+    /// How long it can be used
+    #[arg(long, default_value = "1d", value_name = "TIME")]
+    pub ttl: Span,
+    /// Let it replace an id that is enrolled already, whose certificates are then revoked
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// `tunnel revoke`.
+#[derive(Debug, Args)]
+pub struct Revoke {
+    /// `device/ID`, `operator/NAME`, or a SPIFFE id
+    pub identity: String,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_arguments_of_ssh_come_through_as_they_are() {
+        for line in [
+            "pump-17 -- uname -a",
+            "-v -p 22 ana@pump-17 ls -l --json",
+            "pump-17 -v -- --home x",
+            "-- pump-17 ls",
+            "-oUser=ana pump-17 --",
+        ] {
+            let words = || line.split(' ').map(OsString::from);
+            let cli = Cli::try_parse_from(["tunnel", "ssh"].map(OsString::from).into_iter().chain(words()))
+                .unwrap();
+            let Command::Ssh(ssh) = cli.command else {
+                panic!("not ssh")
+            };
+            // clap takes a `--` that comes first for its own; it changes nothing for us.
+            let expected: Vec<OsString> = words().skip(usize::from(line.starts_with("--"))).collect();
+            assert_eq!(ssh.args, expected, "{line}");
+            assert!(!cli.global.json);
+        }
+        let cli = Cli::try_parse_from(["tunnel", "ssh", "--reason", "x", "--json", "pump-17"]).unwrap();
+        let Command::Ssh(ssh) = cli.command else {
+            panic!("not ssh")
+        };
+        assert_eq!(
+            (ssh.ask.reason.as_deref(), cli.global.json, ssh.args.len()),
+            (Some("x"), true, 1)
+        );
+    }
+}

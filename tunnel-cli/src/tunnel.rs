@@ -1,0 +1,192 @@
+//! A tunnel from the operator's end: asked for, attached, connected end to end, watched, and closed.
+
+mod end;
+pub mod session;
+
+use std::time::Duration;
+
+use tunnel_net::leg::{Leg, LegConfig};
+use tunnel_net::link::Try;
+use tunnel_net::{quic, tls};
+use tunnel_proto::api::{AttachTunnel, AttachedTunnel, OpenTunnel, OpenedTunnel};
+use tunnel_proto::bind::Role;
+use tunnel_proto::ids::unhex;
+use tunnel_proto::keys::{LegKey, Secret};
+use tunnel_proto::{Code, DeviceId, Identity, ServiceName, TunnelId};
+
+use crate::api::Api;
+use crate::failure::Failure;
+use crate::home::Login;
+use crate::ttl::Span;
+use end::End;
+
+/// How long the two ends have to find each other after both are admitted: a fall-back to WebSocket and a slow link.
+const HANDSHAKE: Duration = Duration::from_secs(20);
+
+/// How long closing may take: the command's result does not depend on it.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The device.
+    pub device: DeviceId,
+    /// The services, at least one.
+    pub services: Vec<ServiceName>,
+    /// How.
+    pub ask: Ask,
+}
+
+/// How a tunnel is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    /// How long; the server's default if `None`.
+    pub ttl: Option<Span>,
+    /// Why, for the record.
+    pub reason: Option<String>,
+    /// Over which carriers.
+    pub carriers: Try,
+}
+
+/// An open tunnel. Dropping it gives it up; [`Tunnel::close`] also tells the server.
+#[derive(Debug)]
+pub struct Tunnel {
+    id: TunnelId,
+    expires_at: u64,
+    connection: quinn::Connection,
+    leg: Leg,
+    end: End,
+    closer: Api,
+}
+
+impl Tunnel {
+    /// Opens a tunnel. `opened` is called with the server's answer before anything is exchanged with the device, while
+    /// the leg is being admitted.
+    ///
+    /// # Errors
+    /// Tells who refused or did not answer.
+    pub async fn open(
+        login: &Login,
+        wish: &Wish,
+        opened: impl FnOnce(&OpenedTunnel) -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let what = format!("could not open a tunnel to `{}`", wish.device);
+        let mut api = Api::new(login);
+        let request = OpenTunnel {
+            device: wish.device.to_string(),
+            services: wish.services.iter().map(ToString::to_string).collect(),
+            ttl_secs: wish.ask.ttl.map(|ttl| ttl.0.as_secs()),
+            reason: wish.ask.reason.clone(),
+        };
+        let answer = api
+            .open(&request)
+            .await
+            .map_err(|error| error.into_failure(&what))?;
+        // Who must be at the other end follows from what was asked for, not from what the server says (THREATS DAT-28).
+        let device = Identity::device(login.trust.trust_domain(), &wish.device);
+        if answer.device_identity != device.to_string() {
+            return Err(Failure::new(Code::CertName, what).detail("the server leads to another device"));
+        }
+        // The caller's part runs while the request is under way.
+        let redeem = AttachTunnel {
+            token: answer.token.clone(),
+        };
+        let (attached, accepted) =
+            tokio::join!(api.attach(answer.tunnel, &redeem), async { opened(&answer) });
+        accepted?;
+        let attached = attached.map_err(|error| error.into_failure(&what))?;
+        let leg = open_leg(login, &api, &attached, wish.ask.carriers, &what)?;
+        // The connection waits for the end; closing makes another one, when nobody waits for it any more.
+        let closer = api.again();
+        let end = End::watch(api, answer.tunnel, leg.state());
+        let connection = connect(login, &leg, device, &end, &what).await?;
+        Ok(Self {
+            id: answer.tunnel,
+            expires_at: answer.expires_at,
+            connection,
+            leg,
+            end,
+            closer,
+        })
+    }
+
+    /// Returns the tunnel's id.
+    pub const fn id(&self) -> TunnelId {
+        self.id
+    }
+
+    /// Returns when the tunnel ends at the latest, in seconds since 1970.
+    pub const fn expires_at(&self) -> u64 {
+        self.expires_at
+    }
+
+    /// Returns the end-to-end connection.
+    pub const fn connection(&self) -> &quinn::Connection {
+        &self.connection
+    }
+
+    /// Waits until the tunnel ends, whoever ends it, and tells why.
+    pub async fn ended(&self) -> Failure {
+        self.end.reason(&self.connection).await
+    }
+
+    /// Closes the tunnel: tells the device and the server, in bounded time.
+    pub async fn close(mut self) {
+        self.connection.close((Code::TunnelClosed as u32).into(), b"");
+        if !self.end.is_known() {
+            // The server learns it from the device too; this is for the case that the device does not hear us.
+            let _ = tokio::time::timeout(CLOSE, self.closer.close(self.id)).await;
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(50), self.leg.endpoint().wait_idle()).await;
+    }
+}
+
+fn open_leg(
+    login: &Login,
+    api: &Api,
+    attached: &AttachedTunnel,
+    carriers: Try,
+    what: &str,
+) -> Result<Leg, Failure> {
+    let key = unhex(&attached.leg_key)
+        .ok_or_else(|| Failure::new(Code::Protocol, what).detail("the server sent a leg key that is none"))?;
+    Leg::open(LegConfig {
+        server: login.server.clone().with_udp_port(attached.udp_port),
+        proven: api.proven(),
+        circuit: attached.circuit,
+        role: Role::Source,
+        key: LegKey::new(Secret::new(key)),
+        websocket_tls: api.tls(),
+        carriers,
+    })
+    .map_err(|error| Failure::new(Code::RelayUnreachable, what).detail(error.to_string()))
+}
+
+/// Connects end to end; the peer is exactly the device that was asked for.
+async fn connect(
+    login: &Login,
+    leg: &Leg,
+    device: Identity,
+    end: &End,
+    what: &str,
+) -> Result<quinn::Connection, Failure> {
+    let tls = tls::tunnel_client(&login.ends(), &login.credentials, device);
+    let mut config = quinn::ClientConfig::new(tls::quic_client(tls));
+    config.transport_config(quic::cli_transport());
+    let connecting = leg
+        .connect(config)
+        .map_err(|error| Failure::new(Code::Internal, what).detail(error.to_string()))?;
+    let failed = |code: Code| Failure::new(code, what);
+    tokio::select! {
+        connected = tokio::time::timeout(HANDSHAKE, connecting) => match connected {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => {
+                let code = end.code().or_else(|| end::code_of(&error));
+                Err(failed(code.unwrap_or(Code::TunnelLost)).detail(error.to_string()))
+            }
+            Err(_) if leg.state().borrow().active.is_none() => Err(failed(Code::RelayUnreachable)),
+            Err(_) => Err(failed(Code::DeviceSilent)),
+        },
+        refusal = end.told() => Err(Failure::refused(&refusal, what)),
+    }
+}

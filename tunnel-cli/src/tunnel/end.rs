@@ -1,0 +1,129 @@
+//! How the operator's end learns that its tunnel has ended, and why.
+//!
+//! Three ways lead here, and the first that knows a reason counts: the relay's word on the leg, the server's word on a
+//! request that waits for the end, and the device's word where it closes the end-to-end connection.
+
+use std::time::Duration;
+
+use quinn::ConnectionError;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+use tunnel_net::leg::LegState;
+use tunnel_net::tls;
+use tunnel_proto::backoff::Backoff;
+use tunnel_proto::{Code, Refusal, TunnelId};
+
+use crate::api::Api;
+use crate::failure::Failure;
+
+/// How long a lost connection waits for somebody to tell the reason.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// Watches for the end of a tunnel.
+#[derive(Debug)]
+pub(super) struct End {
+    told: watch::Receiver<Option<Refusal>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl End {
+    /// Starts to watch. The caller of the API waits on its connection, so it is given away.
+    pub(super) fn watch(api: Api, id: TunnelId, leg: watch::Receiver<LegState>) -> Self {
+        let (tell, told) = watch::channel(None);
+        let task = AbortOnDropHandle::new(tokio::task::spawn(async move {
+            let refusal = tokio::select! {
+                refusal = by_relay(leg) => refusal,
+                refusal = by_server(api, id) => refusal,
+            };
+            tell.send_replace(Some(refusal));
+            // Lives on, so that those who look later still find it.
+            tell.closed().await;
+        }));
+        Self { told, _task: task }
+    }
+
+    /// Says whether the end has been told.
+    pub(super) fn is_known(&self) -> bool {
+        self.told.borrow().is_some()
+    }
+
+    /// Returns the code of the end, if it has been told.
+    pub(super) fn code(&self) -> Option<Code> {
+        self.told.borrow().as_ref().map(|refusal| refusal.code)
+    }
+
+    /// Waits until somebody tells the end.
+    pub(super) async fn told(&self) -> Refusal {
+        let mut told = self.told.clone();
+        loop {
+            if let Some(refusal) = told.borrow_and_update().clone() {
+                return refusal;
+            }
+            if told.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until the tunnel has ended, and returns why.
+    pub(super) async fn reason(&self, connection: &quinn::Connection) -> Failure {
+        let what = "the tunnel has ended";
+        tokio::select! {
+            refusal = self.told() => Failure::refused(&refusal, what),
+            error = connection.closed() => match code_of(&error) {
+                Some(code) => Failure::new(code, what),
+                None => match tokio::time::timeout(GRACE, self.told()).await {
+                    Ok(refusal) => Failure::refused(&refusal, what),
+                    Err(_) => Failure::new(Code::TunnelLost, what).detail(error.to_string()),
+                },
+            },
+        }
+    }
+}
+
+/// Returns the code with which a connection ended: the device's word, or a refused certificate.
+pub(super) fn code_of(error: &ConnectionError) -> Option<Code> {
+    match error {
+        ConnectionError::ApplicationClosed(close) => match close.error_code.into_inner() {
+            0 => Some(Code::TunnelClosed),
+            number => Some(Code::from_number(number)),
+        },
+        other => tls::connection_refusal(other),
+    }
+}
+
+/// Waits until the relay says that the circuit has ended.
+async fn by_relay(mut leg: watch::Receiver<LegState>) -> Refusal {
+    let ended = leg
+        .wait_for(|state| state.ended.is_some())
+        .await
+        .ok()
+        .and_then(|state| state.ended);
+    match ended {
+        Some(code) => code.into(),
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks the server to answer when the tunnel has ended. A live tunnel does not depend on the server, so what goes wrong
+/// here is tried again, ever slower.
+async fn by_server(mut api: Api, id: TunnelId) -> Refusal {
+    let mut backoff = Backoff::default();
+    loop {
+        match api.wait_end(id).await {
+            Ok(Some(refusal)) => return refusal,
+            Ok(None) => backoff.succeeded(),
+            // The server that answers so will not answer better later.
+            Err(error)
+                if matches!(
+                    error.code(),
+                    Code::NotFound | Code::Unauthenticated | Code::Protocol
+                ) =>
+            {
+                return std::future::pending().await;
+            }
+            Err(error) => tracing::debug!(code = %error.code(), "no word on the end of the tunnel"),
+        }
+        tokio::time::sleep(backoff.failed(fastrand::u64(..))).await;
+    }
+}

@@ -1,0 +1,8 @@
+//! The program as its users meet it.
+
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
+
+mod from_outside;
+mod openssh;
+mod place;
