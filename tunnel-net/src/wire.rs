@@ -45,6 +45,8 @@ impl Udp {
             if peer.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let io = tokio::net::UdpSocket::bind((any, 0)).await?;
         io.connect(peer).await?;
+        // Until the runtime has seen that it can be written to, `try_send` would refuse the first bind.
+        io.writable().await?;
         let state = UdpSocketState::new(UdpSockRef::from(&io))?;
         for set in [UdpSocketState::set_send_buffer_size, UdpSocketState::set_recv_buffer_size] {
             if let Err(error) = set(&state, UdpSockRef::from(&io), SOCKET_BUFFER) {
