@@ -1,0 +1,120 @@
+//! Scenarios by name, and the run of several of them.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use tunnel_e2e::skip::{Need, must_skip};
+use tunnel_e2e::sshd;
+
+use crate::machine::Origin;
+use crate::network::Network;
+use crate::path::{Path, rathole};
+use crate::report::{Column, Report};
+use crate::scenario::{bulk, echo, idle, setup, ssh, typing};
+use crate::settings::Settings;
+
+/// A scenario, or all of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Name {
+    /// Every scenario.
+    All,
+    /// Time to the first byte.
+    Setup,
+    /// `tunnel ssh` beside plain `ssh` at 80 ms.
+    Ssh,
+    /// Round trips of 64 bytes.
+    Echo,
+    /// Throughput, CPU and memory of transfers.
+    Bulk,
+    /// Keystrokes beside a transfer.
+    Typing,
+    /// Memory and size of what is idle.
+    Idle,
+}
+
+/// Runs scenarios beside the peers in some columns; `progress` is told what begins.
+///
+/// # Errors
+/// Fails when a path does not come up or breaks. A peer that does not build is only noted.
+pub fn run(
+    settings: &Settings,
+    names: &[Name],
+    columns: &[Column],
+    progress: &dyn Fn(&str),
+) -> Result<Report> {
+    let wanted = |name: Name| names.contains(&name) || names.contains(&Name::All);
+    let mut report = Report {
+        origin: Origin::here(),
+        rows: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut columns = columns.to_vec();
+    if columns.contains(&Column::Rathole) {
+        progress("building rathole, unless it stands already");
+        if let Err(error) = rathole::program() {
+            report.notes.push(format!("rathole is missing: {error:#}."));
+            columns.retain(|column| *column != Column::Rathole);
+        }
+    }
+    let open = |network: &Network| {
+        columns
+            .iter()
+            .map(|column| Path::open(*column, network, settings))
+            .collect::<Result<Vec<_>>>()
+    };
+    if wanted(Name::Ssh) && may_emulate("ssh at 80 ms", &mut report.notes) {
+        progress("ssh at 80 ms");
+        report.rows.extend(ssh::run(settings)?);
+    }
+    if [Name::Setup, Name::Echo, Name::Bulk, Name::Typing]
+        .into_iter()
+        .any(wanted)
+    {
+        progress("setting the paths up on loopback");
+        let paths = open(&Network::loopback())?;
+        if wanted(Name::Setup) {
+            progress("time to the first byte");
+            report.rows.extend(setup::run(settings, &paths)?);
+        }
+        if wanted(Name::Echo) {
+            progress("echo");
+            report.rows.extend(echo::run(settings, &paths)?);
+        }
+        if wanted(Name::Bulk) {
+            progress("bulk transfers");
+            report.rows.extend(bulk::run(settings, &paths)?);
+        }
+        if wanted(Name::Typing) {
+            progress("keystrokes beside a transfer, loopback");
+            report
+                .rows
+                .extend(typing::run(settings, typing::Setting::Loopback, &paths)?);
+        }
+    }
+    if wanted(Name::Typing) && may_emulate("keystrokes at 10 Mbit/s", &mut report.notes) {
+        progress("keystrokes beside a transfer, 10 Mbit/s");
+        let (_lab, network) = Network::emulated("rate = \"10mbit\", queue = \"100ms\"");
+        let paths = open(&network)?;
+        report
+            .rows
+            .extend(typing::run(settings, typing::Setting::SlowLink, &paths)?);
+    }
+    if wanted(Name::Idle) {
+        progress("idle devices");
+        report
+            .rows
+            .extend(idle::run(settings, columns.contains(&Column::Rathole))?);
+    }
+    Ok(report)
+}
+
+/// Tells whether networks can be emulated here, and notes it if not.
+fn may_emulate(what: &str, notes: &mut Vec<String>) -> bool {
+    let [sshd, client] = sshd::NEEDS;
+    let missing = must_skip(what, &[Need::Namespaces, sshd, client]);
+    if missing {
+        notes.push(format!(
+            "{what} is missing: it needs root, network namespaces, nftables and OpenSSH."
+        ));
+    }
+    !missing
+}
