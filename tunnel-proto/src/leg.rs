@@ -14,13 +14,16 @@ use crate::defaults::UDP_HEAD_START;
 use crate::ids::CircuitId;
 use crate::keys::LegKey;
 
-/// Pauses between the binds of one probe. The last is how long the final one may take.
-const PROBE_PAUSES: [Duration; 5] = [
+/// Pauses between the binds of one probe. The last is how long the final one may take. They stay short, so that a relay
+/// that is back after a restart is found within half a second.
+const PROBE_PAUSES: [Duration; 7] = [
     Duration::from_millis(200),
     Duration::from_millis(300),
     Duration::from_millis(500),
-    Duration::from_millis(1000),
-    Duration::from_millis(1000),
+    Duration::from_millis(500),
+    Duration::from_millis(500),
+    Duration::from_millis(500),
+    Duration::from_millis(500),
 ];
 
 /// After how many unanswered binds a carrier that carries data is doubted and another one is tried beside it.
@@ -29,15 +32,19 @@ const DOUBT_AFTER: usize = 3;
 /// How long data may wait for any answer before the relay is asked whether it is there.
 const ANSWER_PATIENCE: Duration = Duration::from_millis(800);
 
-/// How long a leg may be quiet before it asks whether the relay is there. With the length of a probe it bounds how late a
-/// silent relay is noticed: within 15 seconds.
-const QUIET_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a leg may be quiet after data came before it asks whether the relay is there. An end that only listens learns
+/// of a dead relay by nothing else. Doubled with each answer, up to [`QUIET_MAX`].
+const QUIET_FIRST: Duration = Duration::from_secs(1);
+
+/// How long a leg may be quiet at most before it asks. With the length of a probe it bounds how late a silent relay is
+/// noticed: within 15 seconds.
+const QUIET_MAX: Duration = Duration::from_secs(10);
 
 /// First pause before a failed carrier is tried again while there is no other.
-const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_FIRST: Duration = Duration::from_millis(250);
 
 /// Longest pause before a failed carrier is tried again while there is no other.
-const RETRY_MAX: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Pause before UDP is tried again while WebSocket works; doubled up to [`UPGRADE_MAX`].
 const UPGRADE_FIRST: Duration = Duration::from_secs(15);
@@ -104,6 +111,9 @@ pub struct Leg {
     /// The counter whose bind made `active` so: an answer to an older one does not undo it.
     active_counter: u64,
     confirmed: Instant,
+    /// The last data that was seen, and how many times the relay has answered in quiet since.
+    data_seen: Option<Instant>,
+    quiet_answers: u32,
     websocket_start: Option<Instant>,
     silent: bool,
     ended: bool,
@@ -124,6 +134,8 @@ impl Leg {
             active: None,
             active_counter: 0,
             confirmed: now,
+            data_seen: None,
+            quiet_answers: 0,
             websocket_start: None,
             silent: false,
             ended: false,
@@ -190,8 +202,10 @@ impl Leg {
         if self.ended {
             return;
         }
-        if let Some(received) = activity.received {
-            self.confirmed = self.confirmed.max(received);
+        if activity.received != self.data_seen {
+            self.data_seen = activity.received;
+            self.quiet_answers = 0;
+            self.confirmed = self.confirmed.max(activity.received.unwrap_or(self.confirmed));
         }
         for carrier in [Carrier::Udp, Carrier::WebSocket] {
             self.continue_probe(now, carrier);
@@ -218,13 +232,7 @@ impl Leg {
             Slot::Starting => None,
             Slot::Up { probe, .. } => probe.map(|probe| probe.next),
         });
-        let look = self.active.filter(|&active| self.is_at_rest(active)).map(|_| {
-            let heard = self.confirmed.max(activity.received.unwrap_or(self.confirmed));
-            match activity.waiting_since {
-                Some(since) => since.max(self.confirmed) + ANSWER_PATIENCE,
-                None => heard + QUIET_PATIENCE,
-            }
-        });
+        let look = self.active.filter(|&active| self.is_at_rest(active)).map(|_| self.look_due(activity));
         slots.chain(self.websocket_start).chain(look).min()
     }
 
@@ -241,13 +249,22 @@ impl Leg {
     /// Asks the relay whether it is there when data waits, or when all has been quiet for long.
     fn look(&mut self, now: Instant, activity: Activity) {
         let Some(active) = self.active.filter(|&active| self.is_at_rest(active)) else { return };
-        let due = match activity.waiting_since {
-            Some(since) => since.max(self.confirmed) + ANSWER_PATIENCE,
-            None => self.confirmed + QUIET_PATIENCE,
-        };
-        if now >= due {
+        if now >= self.look_due(activity) {
             self.begin_probe(now, active);
         }
+    }
+
+    /// Returns when the relay is to be asked.
+    fn look_due(&self, activity: Activity) -> Instant {
+        if let Some(since) = activity.waiting_since {
+            return since.max(self.confirmed) + ANSWER_PATIENCE;
+        }
+        let new_data = activity.received.filter(|_| activity.received != self.data_seen);
+        let (heard, answers) = match new_data {
+            Some(received) => (self.confirmed.max(received), 0),
+            None => (self.confirmed, self.quiet_answers),
+        };
+        heard + QUIET_FIRST.saturating_mul(1 << answers.min(8)).min(QUIET_MAX)
     }
 
     /// Says whether a carrier can send and no probe is under way.
@@ -318,6 +335,7 @@ impl Leg {
         *probe = None;
         self.failures[index(carrier)] = 0;
         self.confirmed = now;
+        self.quiet_answers = self.quiet_answers.saturating_add(1);
         if counter < self.active_counter {
             // The relay has taken a later bind over another carrier since: ask again where it is heard better.
             if carrier == Carrier::Udp {
@@ -611,6 +629,20 @@ mod tests {
         world.passes = [true, true];
         let took = world.until(secs(5), "heard again", |w| !w.silent);
         assert!(took <= secs(5), "{took:?}");
+    }
+
+    #[test]
+    fn an_end_that_only_listens_notices_soon_after_the_last_data() {
+        let mut world = World::new();
+        world.run(secs(60));
+        world.activity.received = Some(world.now);
+        world.passes = [false, false];
+        let took = world.until(secs(3), "silence noticed", |w| w.silent);
+        assert!(took <= secs(3), "{took:?}");
+        world.run(secs(20));
+        world.passes = [true, true];
+        let took = world.until(secs(2), "heard again", |w| !w.silent);
+        assert!(took <= secs(1), "{took:?}");
     }
 
     #[test]
