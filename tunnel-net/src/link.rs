@@ -1,7 +1,7 @@
 //! The control link's way to the server: QUIC over UDP, or by itself over WebSocket where UDP does not pass.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use quinn::{ClientConfig as QuicConfig, ConnectError, ConnectionError, Endpoint};
@@ -13,7 +13,7 @@ use tunnel_proto::defaults;
 use crate::addr::ServerAddr;
 use crate::quic;
 use crate::websocket::{self, Pipe, WebSocketError};
-use crate::wire::{PEER, Wire};
+use crate::wire::{PEER, Udp, Wire};
 
 /// A control link that is up. Dropping it closes the connection.
 #[derive(Debug)]
@@ -178,12 +178,13 @@ async fn over_udp(server: &ServerAddr, config: QuicConfig) -> Result<Link, Attem
 }
 
 async fn one_over_udp(addr: SocketAddr, config: QuicConfig) -> Result<Link, AttemptError> {
-    let any: IpAddr =
-        if addr.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    // A connected socket: it takes datagrams from the server alone, and the kernel lists no listener.
+    let (wire, _, _) = Wire::new();
+    wire.set_udp(Some(Arc::new(Udp::connect(addr).await?)));
+    wire.set_active(Carrier::Udp);
     let runtime = Arc::new(quinn::TokioRuntime);
-    let endpoint = Endpoint::new(quic::endpoint_config(), None, socket, runtime)?;
-    let connection = endpoint.connect_with(config, addr, defaults::SERVER_NAME)?.await?;
+    let endpoint = Endpoint::new_with_abstract_socket(quic::endpoint_config(), None, wire, runtime)?;
+    let connection = endpoint.connect_with(config, PEER, defaults::SERVER_NAME)?.await?;
     Ok(Link {
         connection,
         carrier: Carrier::Udp,
