@@ -13,8 +13,8 @@ use tunnel_e2e::{Agent, Sshd, needs};
 
 use crate::world::{IPV6, NAT, SERVER, SITE, TECHNICIAN, World};
 
-/// Both ways through two links of 20 ms each make a round trip of 80 ms from end to end.
-const LOSSY: &str = "link = { delay = \"20ms\", loss = \"0.5%\" }\n";
+/// From end to end a packet crosses four directions of links: 40 ms and 1 % one way, 80 ms both ways.
+const LOSSY: &str = "link = { delay = \"10ms\", loss = \"0.25%\" }\n";
 
 fn with_sshd(world: &World) -> (Sshd, Agent) {
     let sshd = world.fleet.sshd("sshd");
@@ -132,7 +132,7 @@ fn a_long_and_lossy_line_loses_nothing() {
     );
 
     let file = |name: &str| world.fleet.directory().join(name);
-    std::fs::write(file("there"), noise(4 << 20, 2)).unwrap();
+    std::fs::write(file("there"), noise(3 << 20, 2)).unwrap();
     let remote = format!("{}@pump-17:{}", user(), file("on-device").display());
     for (from, to) in [
         (file("there").display().to_string(), remote.clone()),

@@ -1,6 +1,6 @@
 //! The server's API without the CLI: for what the CLI would refuse to send.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -72,18 +72,18 @@ impl Api {
         socket.set_read_timeout(Some(Duration::from_secs(20)))?;
         let mut stream = StreamOwned::new(client, socket);
         let body = body.map(Value::to_string).unwrap_or_default();
-        write!(
+        let sent = write!(
             stream,
             "{method} {path} HTTP/1.1\r\nHost: {SERVER_NAME}\r\nConnection: close\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
-        )?;
+        );
         let mut answer = Vec::new();
         match stream.read_to_end(&mut answer) {
             // Some servers leave without the last word of TLS; the length of the body tells whether all is there.
-            Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof || answer.is_empty() => {
-                Err(error)
-            }
+            Err(error) if error.kind() != ErrorKind::UnexpectedEof || answer.is_empty() => Err(error),
+            // Why nothing could be sent stands in what was received before: the alert of a refusal.
+            _ if answer.is_empty() => Err(sent.err().unwrap_or_else(|| ErrorKind::UnexpectedEof.into())),
             _ => parse(&String::from_utf8_lossy(&answer)),
         }
     }
