@@ -11,7 +11,7 @@ mod tests;
 
 use std::sync::LazyLock;
 
-use cedar_policy::{Authorizer, PolicyId, PolicySet, Schema};
+use cedar_policy::{AuthorizationError, Authorizer, PolicyId, PolicySet, Schema};
 
 pub use check::{Checked, MAX_POLICY_BYTES, PolicyErrors, Problem, check};
 pub use facts::{Action, Circumstances, Device, Operator, Request};
@@ -39,8 +39,8 @@ pub struct Engine {
 pub struct Decision {
     /// Whether it is permitted.
     pub allow: bool,
-    /// The policies that decided, by their `@id`: the permits of a permission, the forbids of a denial. None fitted if
-    /// this is empty.
+    /// The policies that decided, by their `@id`: the permits of a permission, the forbids of a denial, or the ones that
+    /// failed and thereby took a permission away. None fitted if this is empty.
     pub policies: Vec<String>,
     /// What failed in the evaluation, if anything did. The request is then denied, and somebody should look.
     pub errors: Vec<String>,
@@ -69,10 +69,14 @@ impl Engine {
         };
         let answer = self.authorizer.is_authorized(&asked, &self.policies, &entities);
         let errors: Vec<String> = answer.diagnostics().errors().map(ToString::to_string).collect();
-        let mut policies: Vec<String> = answer.diagnostics().reason().map(|id| self.name(id)).collect();
+        let permitted = answer.decision() == cedar_policy::Decision::Allow;
+        let mut policies: Vec<String> = if permitted && !errors.is_empty() {
+            answer.diagnostics().errors().map(|AuthorizationError::PolicyEvaluationError(failed)| self.name(failed.policy_id())).collect()
+        } else {
+            answer.diagnostics().reason().map(|id| self.name(id)).collect()
+        };
         policies.sort_unstable();
-        let allow = answer.decision() == cedar_policy::Decision::Allow && errors.is_empty();
-        Decision { allow, policies, errors }
+        Decision { allow: permitted && errors.is_empty(), policies, errors }
     }
 
     /// Returns how many policies there are.

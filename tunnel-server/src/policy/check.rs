@@ -12,7 +12,8 @@ use super::SCHEMA;
 /// Longest policy text, in bytes: thousands of policies (THREATS POL-06).
 pub const MAX_POLICY_BYTES: usize = 256 * 1024;
 
-/// Deepest nesting of brackets: more than anybody writes, and less than what costs a stack.
+/// Deepest nesting of brackets and of `if`: more than anybody writes, and less than what costs a stack. Chains of other
+/// operators cost none.
 const MAX_DEPTH: usize = 64;
 
 /// What a check found.
@@ -81,8 +82,8 @@ fn read(text: &str) -> Result<PolicySet, PolicyErrors> {
     if text.len() > MAX_POLICY_BYTES {
         return refuse(None, format!("the text has {} bytes; {MAX_POLICY_BYTES} are the most", text.len()));
     }
-    if let Some(at) = too_deep(text) {
-        return refuse(Some(line_of(text, at)), format!("brackets are nested more than {MAX_DEPTH} deep"));
+    if let Some((at, what)) = too_deep(text) {
+        return refuse(Some(line_of(text, at)), format!("{what} more than {MAX_DEPTH} deep"));
     }
     PolicySet::from_str(text).map_err(|errors| PolicyErrors(problems(text, &DetailedError::from(&errors))))
 }
@@ -131,15 +132,57 @@ fn line_of(text: &str, at: usize) -> usize {
     before.iter().filter(|&&byte| byte == b'\n').count() + 1
 }
 
-/// Returns where brackets are nested too deep, counting the ones in strings and comments too: nobody misses those.
-fn too_deep(text: &str) -> Option<usize> {
-    let mut depth = 0_usize;
-    text.bytes().position(|byte| {
-        match byte {
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+/// Finds nesting that would cost the parser its stack, and with it the process: returns where, and of what.
+fn too_deep(text: &str) -> Option<(usize, &'static str)> {
+    let (mut brackets, mut ifs) = (0_usize, 0_usize);
+    for (at, token) in tokens(text) {
+        match token {
+            "(" | "[" | "{" => brackets += 1,
+            ")" | "]" | "}" => brackets = brackets.saturating_sub(1),
+            "if" => ifs += 1,
+            ";" => ifs = 0,
             _ => {}
         }
-        depth > MAX_DEPTH
+        if brackets > MAX_DEPTH {
+            return Some((at, "brackets are nested"));
+        }
+        if ifs > MAX_DEPTH {
+            return Some((at, "`if` is nested"));
+        }
+    }
+    None
+}
+
+/// Splits a text into words and single other characters, without strings and comments.
+fn tokens(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let rest = text.get(at..).filter(|rest| !rest.is_empty())?;
+            let start = at;
+            let length = if rest.starts_with("//") {
+                rest.find('\n').unwrap_or(rest.len())
+            } else if rest.starts_with('"') {
+                string_length(rest)
+            } else {
+                let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                let length = rest.find(|c| !word(c)).unwrap_or(rest.len());
+                let length = length.max(rest.chars().next().map_or(1, char::len_utf8));
+                at += length;
+                return Some((start, &rest[..length]));
+            };
+            at += length;
+        }
     })
+}
+
+/// Returns how long a string literal is, with its quotes; an open one goes to the end.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    let close = text.bytes().skip(1).position(|byte| {
+        let closes = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        closes
+    });
+    close.map_or(text.len(), |at| at + 2)
 }
