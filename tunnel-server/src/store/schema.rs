@@ -25,18 +25,26 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 /// Makes the file if it is not there, brings its schema up to date, and checks that it is the fleet's.
 pub(super) async fn prepare(path: &Path, fleet: &TrustDomain) -> Result<(), StoreError> {
     let failed = |source| StoreError::Open { path: path.to_owned(), source: Arc::new(source) };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Held until the end of this function: two processes that migrate at once would trip over each other.
-    let lock = File::open(directory).map_err(failed)?;
-    flock(&lock, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+    let lock = lock_directory(path).await.map_err(failed)?;
     if create(path).map_err(failed)? {
         lock.sync_all().map_err(failed)?;
     }
     let mut connection = options(path).connect().await?;
-    MIGRATIONS.run(&mut connection).await.map_err(|error| StoreError::Migrate(Arc::new(error)))?;
+    // Not `run`: its future is not `Send` for every lifetime, and a store is opened in tasks too.
+    let migrated = MIGRATIONS.run_direct(None, &mut connection, false).await;
+    migrated.map_err(|error| StoreError::Migrate(Arc::new(error)))?;
     claim(&mut connection, fleet).await?;
     connection.close().await?;
     Ok(())
+}
+
+/// Locks the directory of a file, for as long as what is returned lives. No file is left behind.
+async fn lock_directory(path: &Path) -> io::Result<File> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let lock = File::open(directory)?;
+    let locked = tokio::task::spawn_blocking(move || flock(&lock, FlockOperation::LockExclusive).map(|()| lock));
+    Ok(locked.await.map_err(io::Error::other)??)
 }
 
 /// Opens the connections that read.
