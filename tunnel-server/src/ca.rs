@@ -119,23 +119,32 @@ impl Keys {
     /// Returns which file is not usable.
     pub fn own_credentials(&self, now: UnixTime) -> Result<(Credentials, UnixTime), KeysError> {
         let key = self.own_key()?;
-        match read_private_text(&self.data.server()) {
-            Ok(chain_pem) => {
-                let credentials = Credentials::load(&chain_pem, &key.to_pem());
-                if let Ok(credentials) = credentials
-                    && let Ok(peer) = self.trust.verify(credentials.chain(), now)
-                    && peer.identity == self.identity
-                {
-                    let due = renew_at(peer.not_before, peer.not_after);
-                    if now < due {
-                        return Ok((credentials, due));
-                    }
-                }
-            }
-            Err(error) if error.is_missing() => {}
-            Err(error) => return Err(error.into()),
+        match self.stored_credentials(&key, now)? {
+            Some(found) => Ok(found),
+            None => self.issue_own(&key, now),
         }
-        self.issue_own(&key, now)
+    }
+
+    /// Says, without a change to any file, whether the server's own certificate will do for now, or when it will not.
+    ///
+    /// # Errors
+    /// Returns which file is not usable.
+    pub fn own_certificate_due(&self, now: UnixTime) -> Result<Option<UnixTime>, KeysError> {
+        let key = read_private_text(&self.data.server_key())?;
+        let key = KeyPair::from_pem(&key).map_err(KeysError::OwnKey)?;
+        Ok(self.stored_credentials(&key, now)?.map(|(_, due)| due))
+    }
+
+    fn stored_credentials(&self, key: &KeyPair, now: UnixTime) -> Result<Option<(Credentials, UnixTime)>, KeysError> {
+        let chain_pem = match read_private_text(&self.data.server()) {
+            Ok(chain_pem) => chain_pem,
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let Ok(credentials) = Credentials::load(&chain_pem, &key.to_pem()) else { return Ok(None) };
+        let Ok(peer) = self.trust.verify(credentials.chain(), now) else { return Ok(None) };
+        let due = renew_at(peer.not_before, peer.not_after);
+        Ok((peer.identity == self.identity && now < due).then_some((credentials, due)))
     }
 
     fn own_key(&self) -> Result<KeyPair, KeysError> {

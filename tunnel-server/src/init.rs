@@ -187,3 +187,128 @@ pub fn trust_domain_of(address: &ServerAddr) -> Option<TrustDomain> {
     let named = if is_ip { None } else { host.parse().ok() };
     named.or_else(|| "fleet.internal".parse().ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use tunnel_certs::{CertificateRequest, KeyPair, pem};
+
+    use super::*;
+    use crate::ca::SERVER_CERT_LIFETIME;
+    use crate::policy::Engine;
+    use crate::store::Enrolment;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    fn config() -> Config {
+        Config {
+            node: "n1".parse().unwrap(),
+            trust_domain: "fleet.example".parse().unwrap(),
+            address: "relay.example:8443".parse().unwrap(),
+            listen: crate::config::all_addresses(8443),
+        }
+    }
+
+    async fn made() -> (tempfile::TempDir, DataDir, Made) {
+        let directory = tempfile::tempdir().unwrap();
+        let data = DataDir::new(directory.path().join("data"));
+        let made = init(&data, &config(), &"ana".parse().unwrap(), NOW).await.unwrap();
+        (directory, data, made)
+    }
+
+    #[tokio::test]
+    async fn the_invite_makes_the_first_operator_an_admin() {
+        let (_directory, data, made) = made().await;
+        let config = Config::load(&data).unwrap();
+        let keys = Keys::load(&data, &config).unwrap();
+        let code = EnrolCode::from_text(&made.invite).unwrap();
+        assert_eq!(code.root_fingerprint, keys.trust.fingerprint());
+
+        let key = KeyPair::generate().unwrap();
+        let request = CertificateRequest::from_pem(&tunnel_certs::request(&key).unwrap()).unwrap();
+        let enrolment = Enrolment {
+            secret_hash: code.secret_hash(),
+            wanted: None,
+            key: request.key_hash(),
+            source: "192.0.2.1".into(),
+        };
+        let store = Store::open(&data.store(), &config.trust_domain).await.unwrap();
+        let issuer = keys.issuer();
+        let issue = Box::new(move |identity: &_| issuer.issue(&request, identity, NOW));
+        let enrolled = store.enrol(enrolment, NOW, issue).await.unwrap().unwrap();
+
+        let chain = pem::read_chain(&enrolled.certificate.chain_pem).unwrap();
+        let peer = keys.trust.verify(&chain, NOW).unwrap();
+        assert_eq!(peer.identity.to_string(), "spiffe://fleet.example/operator/ana");
+        assert_eq!(peer.not_after, enrolled.certificate.not_after);
+        let ana = store.operator(&"ana".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!(ana.groups, [ADMINS.parse().unwrap()]);
+        let policy = store.policy().await.unwrap().unwrap();
+        assert_eq!((policy.revision, policy.text.as_str()), (1, FIRST_POLICY));
+        assert_eq!(Engine::new(&policy.text).unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn the_servers_certificate_is_issued_anew_in_time() {
+        let (_directory, data, _) = made().await;
+        let keys = Keys::load(&data, &config()).unwrap();
+        let (first, due) = keys.own_credentials(NOW).unwrap();
+        let peer = keys.trust.verify(first.chain(), NOW).unwrap();
+        assert_eq!(peer.identity.to_string(), "spiffe://fleet.example/server/n1");
+        assert_eq!(keys.own_credentials(NOW).unwrap().0.chain(), first.chain());
+        assert_eq!(keys.own_certificate_due(NOW).unwrap(), Some(due));
+        assert!(due > NOW && due < NOW.after(SERVER_CERT_LIFETIME));
+
+        let (second, later) = keys.own_credentials(due).unwrap();
+        assert_ne!(second.chain()[0], first.chain()[0]);
+        assert!(later > due);
+        assert_eq!(keys.own_credentials(due).unwrap().0.chain(), second.chain());
+
+        let renamed = Config { node: "n2".parse().unwrap(), ..config() };
+        let (third, _) = Keys::load(&data, &renamed).unwrap().own_credentials(due).unwrap();
+        let peer = keys.trust.verify(third.chain(), due).unwrap();
+        assert_eq!(peer.identity.to_string(), "spiffe://fleet.example/server/n2");
+    }
+
+    #[tokio::test]
+    async fn a_server_whose_own_certificate_is_lost_gets_another() {
+        let (_directory, data, _) = made().await;
+        std::fs::remove_file(data.server()).unwrap();
+        std::fs::remove_file(data.server_key()).unwrap();
+        let keys = Keys::load(&data, &config()).unwrap();
+        assert!(keys.own_certificate_due(NOW).is_err());
+        keys.own_credentials(NOW).unwrap();
+        assert!(keys.own_certificate_due(NOW).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn keys_of_another_fleet_are_refused() {
+        let (_directory, data, _) = made().await;
+        let other = Config { trust_domain: "other.example".parse().unwrap(), ..config() };
+        assert!(matches!(Keys::load(&data, &other), Err(KeysError::OtherFleet { .. })));
+        assert!(Keys::load(&data, &config()).is_ok());
+    }
+
+    /// A crash at any point before the last file leaves a directory that is refused, never one that half works.
+    #[tokio::test]
+    async fn an_init_that_did_not_finish_is_neither_used_nor_finished() {
+        let (_directory, data, _) = made().await;
+        std::fs::remove_file(data.config()).unwrap();
+        assert!(Config::load(&data).is_err());
+        let again = init(&data, &config(), &"ana".parse().unwrap(), NOW).await;
+        assert!(matches!(again, Err(InitError::NotEmpty { .. })));
+    }
+
+    #[test]
+    fn a_fleet_is_named_after_its_host() {
+        for (address, name) in [
+            ("relay.example:1", "relay.example"),
+            ("Relay.Example:1", "relay.example"),
+            ("192.0.2.1:1", "fleet.internal"),
+            ("[2001:db8::1]:1", "fleet.internal"),
+            ("my_host:1", "fleet.internal"),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(trust_domain_of(&address).unwrap().as_str(), name, "{address}");
+        }
+    }
+}
