@@ -1,0 +1,235 @@
+//! One control link from its first message to its end.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tunnel_net::stream::{MessageError, read_message, write_message};
+use tunnel_proto::frame::FrameError;
+use tunnel_proto::message::{FromAgent, FromServer, Goodbye, Hello, Ping, Pong, Welcome};
+use tunnel_proto::names::Subject;
+use tunnel_proto::{Code, DeviceId, Refusal, TunnelId};
+
+use super::accept::DEADLINE;
+use super::presence::Presence;
+use super::{Link, OUTBOX, State, report, work};
+use crate::audit::Event;
+use crate::control::Control;
+use crate::run::gate::Pass;
+
+/// Messages of one agent that wait for the store. When they are many, the agent waits too.
+const LANE: usize = 256;
+/// Over how long a stopping server spreads the return of its agents, in milliseconds.
+const RETURN_SPREAD_MILLIS: u64 = 2_000;
+
+/// Serves one connection of an agent.
+pub(super) async fn serve(control: Arc<Control>, connection: Connection, handshake: Pass) {
+    let Ok(peer) = tunnel_net::tls::connection_peer(&connection, &control.trust, control.now()) else {
+        return;
+    };
+    let Subject::Device(device) = peer.identity.subject.clone() else {
+        return;
+    };
+    let Ok(Some((send, recv, hello))) = tokio::time::timeout(DEADLINE, first_message(&connection)).await
+    else {
+        connection.close(
+            quinn::VarInt::from_u32(Code::Protocol as u32),
+            Code::Protocol.as_str().as_bytes(),
+        );
+        return;
+    };
+    drop(handshake);
+    let (outbox, messages) = mpsc::channel(OUTBOX);
+    let (carrier, _) = control.relay.peer_of(connection.remote_address());
+    let report = report::cleaned(hello.report);
+    let presence = Presence::new(Instant::now(), control.now(), connection.rtt(), hello.clock);
+    let link = Arc::new(Link {
+        device,
+        peer,
+        nonce: hello.nonce,
+        version: report::word(&hello.version),
+        carrier,
+        connection,
+        outbox,
+        state: Mutex::new(State {
+            presence,
+            report,
+            offers: Default::default(),
+        }),
+    });
+    let replaced = control.links.insert(&link);
+    if let Some(older) = &replaced {
+        older.close(Code::TunnelLost);
+    }
+    // INVARIANT: trust may have been taken away between the handshake and here. Whoever takes it away does so first and
+    // then goes through the links, so either that meets this link or this check does (THREATS I6).
+    if control.revoked.holds(&link.peer) {
+        link.close(Code::Revoked);
+    }
+    // A tunnel that is cut from here on is told over this link; one that was cut before is on this list.
+    let ended = unknown_tunnels(&control, &link.device, &hello.tunnels);
+    attend(
+        &control,
+        &link,
+        Streams { send, recv, messages },
+        ended,
+        replaced.is_some(),
+    )
+    .await;
+}
+
+/// Waits for the agent's stream and its first message.
+async fn first_message(connection: &Connection) -> Option<(SendStream, RecvStream, Hello)> {
+    let (send, mut recv) = connection.accept_bi().await.ok()?;
+    match read_message(&mut recv).await.ok()? {
+        FromAgent::Hello(hello) => Some((send, recv, hello)),
+        _ => None,
+    }
+}
+
+/// Returns which of the agent's tunnels this server does not have.
+fn unknown_tunnels(control: &Control, device: &DeviceId, tunnels: &[TunnelId]) -> Vec<TunnelId> {
+    let is_live = |id: &TunnelId| control.tunnels.is_live_at(*id, device);
+    tunnels.iter().copied().filter(|id| !is_live(id)).collect()
+}
+
+struct Streams {
+    send: SendStream,
+    recv: RecvStream,
+    messages: mpsc::Receiver<FromServer>,
+}
+
+/// Runs the tasks of a link until it ends, and notes its beginning and its end.
+async fn attend(
+    control: &Arc<Control>,
+    link: &Arc<Link>,
+    streams: Streams,
+    ended: Vec<TunnelId>,
+    replaced: bool,
+) {
+    let up = Instant::now();
+    let welcome = Welcome {
+        node: control.node.clone(),
+        clock: control.now(),
+        grant_key: control.keys.grant_key.verifying_key(),
+        ended,
+    };
+    let (lane, waiting) = mpsc::channel(LANE);
+    let mut tasks = JoinSet::new();
+    let writer = tasks.spawn(write(
+        link.connection.clone(),
+        streams.send,
+        welcome,
+        streams.messages,
+    ));
+    tasks.spawn(work::work(control.clone(), link.clone(), waiting, replaced));
+    tracing::info!(device = %link.device, carrier = %link.carrier, "device linked");
+
+    let why = read(control, link, streams.recv, lane).await;
+    link.connection.close(quinn::VarInt::from_u32(0), b"");
+    control.links.remove(link);
+    link.abandon_offers();
+    writer.abort();
+    // The lane's sender is gone, so the worker ends when it has done what waits.
+    while tasks.join_next().await.is_some() {}
+    tracing::info!(device = %link.device, why, "device unlinked");
+    if !control.is_stopping() {
+        let linked_secs = up.elapsed().as_secs();
+        let event = Event::DeviceUnlinked {
+            device: link.device.clone(),
+            why: why.to_owned(),
+            linked_secs,
+        };
+        control.note(event).await;
+    }
+}
+
+/// Writes what is for the agent, until the link ends.
+async fn write(
+    connection: Connection,
+    mut send: SendStream,
+    welcome: Welcome,
+    mut messages: mpsc::Receiver<FromServer>,
+) {
+    if write_message(&mut send, &FromServer::Welcome(welcome))
+        .await
+        .is_err()
+    {
+        return;
+    }
+    while let Some(message) = messages.recv().await {
+        let is_last = matches!(message, FromServer::Goodbye(_));
+        if write_message(&mut send, &message).await.is_err() {
+            return;
+        }
+        if is_last {
+            let _ = send.finish();
+            // The agent has all of it, or is gone.
+            let _ = send.stopped().await;
+            connection.close(quinn::VarInt::from_u32(0), b"");
+            return;
+        }
+    }
+}
+
+/// Reads what the agent says until the link ends, and returns why it did.
+async fn read(
+    control: &Control,
+    link: &Link,
+    mut recv: RecvStream,
+    lane: mpsc::Sender<FromAgent>,
+) -> &'static str {
+    loop {
+        let message = match read_message(&mut recv).await {
+            Ok(message) => message,
+            // A kind that this release does not know; the frame has been read whole.
+            Err(MessageError::Frame(FrameError::Content(error))) if error.is_unknown_variant() => continue,
+            Err(error) => return why(link, &error),
+        };
+        match message {
+            FromAgent::Ping(ping) => answer_ping(control, link, &ping),
+            FromAgent::OfferAnswer(answer) => link.handle_answer(answer),
+            FromAgent::Hello(_) => return "protocol",
+            other => {
+                if lane.send(other).await.is_err() {
+                    return "internal";
+                }
+            }
+        }
+    }
+}
+
+fn answer_ping(control: &Control, link: &Link, ping: &Ping) {
+    let proof = u64::from_be_bytes(control.random());
+    link.state().presence.handle_ping(Instant::now(), ping, proof);
+    let (_, seen_as) = control.relay.peer_of(link.connection.remote_address());
+    let pong = Pong {
+        seq: ping.seq,
+        proof,
+        seen_as: seen_as.to_string(),
+        clock: control.now(),
+    };
+    link.send(FromServer::Pong(pong));
+}
+
+/// Says in a word why a link ended.
+fn why(link: &Link, error: &MessageError) -> &'static str {
+    match (error, link.connection.close_reason()) {
+        (_, Some(ConnectionError::LocallyClosed)) => "cut",
+        (_, Some(ConnectionError::TimedOut)) => "lost",
+        (_, Some(ConnectionError::ApplicationClosed(_))) | (MessageError::Ended, _) => "left",
+        (MessageError::Frame(_), _) => "protocol",
+        _ => "broken",
+    }
+}
+
+/// Asks an agent to come back a little later, since the server stops.
+pub(super) fn say_goodbye(link: &Link) {
+    let reason = Refusal::new(Code::Unavailable, "the server stops");
+    link.send(FromServer::Goodbye(Goodbye {
+        reason,
+        after_millis: fastrand::u64(..RETURN_SPREAD_MILLIS),
+    }));
+}

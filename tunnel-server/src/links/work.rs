@@ -1,0 +1,153 @@
+//! What an agent says and the store has to know: done beside the reading, so that keepalives never wait for a disk.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tunnel_proto::TunnelId;
+use tunnel_proto::bind::Role;
+use tunnel_proto::message::{
+    Attach, Attached, EndTunnel, FromAgent, FromServer, Report, SessionEnded, TunnelEnded,
+};
+use tunnel_proto::token::Presenter;
+
+use super::renew::Renewals;
+use super::{Link, report};
+use crate::audit::{Event, bounded};
+use crate::control::Control;
+use crate::store::SessionRecord;
+
+/// Operations of one agent that are with the store at once; they share its commits.
+const AT_ONCE: usize = 64;
+
+/// Does one agent's work until its link has ended and nothing waits any more.
+pub(super) async fn work(
+    control: Arc<Control>,
+    link: Arc<Link>,
+    mut waiting: mpsc::Receiver<FromAgent>,
+    replaced: bool,
+) {
+    note_linked(&control, &link, replaced).await;
+    let mut at_once = JoinSet::new();
+    let mut renewals = Renewals::default();
+    while let Some(message) = waiting.recv().await {
+        while at_once.try_join_next().is_some() {}
+        if at_once.len() >= AT_ONCE {
+            at_once.join_next().await;
+        }
+        let (control, link) = (control.clone(), link.clone());
+        match message {
+            FromAgent::Attach(request) => drop(at_once.spawn(attach(control, link, request))),
+            FromAgent::SessionEnded(session) => drop(at_once.spawn(session_ended(control, link, session))),
+            FromAgent::TunnelEnded(ended) => {
+                // The sessions of a tunnel are recorded before its end.
+                while at_once.join_next().await.is_some() {}
+                tunnel_ended(&control, &link, ended).await;
+            }
+            FromAgent::Renew(request) => renewals.answer(&control, &link, &request).await,
+            FromAgent::Report(report) => reported(&control, &link, report).await,
+            // What the reader answers itself, and kinds of a newer release.
+            _ => {}
+        }
+    }
+    while at_once.join_next().await.is_some() {}
+}
+
+/// Records that the link is up and what the device says of itself.
+async fn note_linked(control: &Control, link: &Link, replaced: bool) {
+    let (_, source) = control.relay.peer_of(link.connection.remote_address());
+    control
+        .note(Event::DeviceLinked {
+            device: link.device.clone(),
+            carrier: link.carrier.as_str().to_owned(),
+            source: source.ip().to_string(),
+            version: link.version.clone(),
+            replaced,
+        })
+        .await;
+    seen(control, link).await;
+}
+
+/// Keeps what the device says of itself.
+async fn reported(control: &Control, link: &Link, report: Report) {
+    link.state().report = report::cleaned(report);
+    seen(control, link).await;
+}
+
+async fn seen(control: &Control, link: &Link) {
+    let seen = control
+        .store
+        .device_seen(&link.device, &link.report(), &link.version, control.now())
+        .await;
+    if let Err(error) = seen {
+        tracing::warn!(device = %link.device, %error, "a device's report could not be kept");
+    }
+}
+
+/// Redeems the token of a device's leg.
+async fn attach(control: Arc<Control>, link: Arc<Link>, request: Attach) {
+    let Attach { tunnel, token } = request;
+    let by = Presenter {
+        identity: &link.peer.identity,
+        key: link.peer.key,
+        tunnel,
+        role: Role::Destination,
+    };
+    let answer = match control.redeem(&token, &by).await {
+        Ok((circuit, key)) => FromServer::Attached(Attached {
+            tunnel,
+            circuit,
+            leg_key: key.secret().clone(),
+            udp_port: control.ports.udp,
+            websocket_port: control.ports.tcp,
+        }),
+        Err(code) => FromServer::AttachRefused(EndTunnel {
+            tunnel,
+            reason: code.into(),
+        }),
+    };
+    link.send(answer);
+}
+
+/// Says whether a tunnel leads to this device. What an agent says of other tunnels is passed over.
+async fn is_own(control: &Control, link: &Link, tunnel: TunnelId) -> bool {
+    if let Some(live) = control.tunnels.get(tunnel) {
+        return live.facts.device == link.device;
+    }
+    let stored = control.store.tunnel(tunnel).await;
+    stored
+        .ok()
+        .flatten()
+        .is_some_and(|tunnel| tunnel.decided.device == link.device)
+}
+
+/// Records a session that has ended or was refused.
+async fn session_ended(control: Arc<Control>, link: Arc<Link>, session: SessionEnded) {
+    if !is_own(&control, &link, session.tunnel).await {
+        return;
+    }
+    let record = SessionRecord {
+        tunnel: session.tunnel,
+        service: bounded(&session.service),
+        refused: session.refused,
+        millis: session.millis,
+        bytes_in: session.bytes_in,
+        bytes_out: session.bytes_out,
+    };
+    if let Err(error) = control.store.session(record).await {
+        tracing::warn!(tunnel = %session.tunnel.fmt_short(), %error, "a session could not be recorded");
+    }
+}
+
+/// Ends a tunnel that the device has ended. For one that was cut this is the device's confirmation.
+async fn tunnel_ended(control: &Arc<Control>, link: &Link, ended: TunnelEnded) {
+    let Some(live) = control.tunnels.get(ended.tunnel) else {
+        return;
+    };
+    if live.facts.device == link.device {
+        // A record that fails was logged and is tried again.
+        let _ = control
+            .end_at_device(ended.tunnel, ended.reason, &link.device)
+            .await;
+    }
+}
