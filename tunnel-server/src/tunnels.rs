@@ -1,0 +1,46 @@
+//! Tunnels: asked for, decided, written down, offered, attached, watched, ended.
+//!
+//! What is true of a tunnel at this moment stands in the [`table`]; what must outlive the process stands in the store. The
+//! order of each step follows from two rules: nothing opens before its decision is durable, and what is cut is cut at the
+//! relay first and written down last.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tunnel_proto::{DeviceId, TunnelId};
+
+use self::table::{Live, Phase, Table};
+
+mod attach;
+mod end;
+mod open;
+mod reconsider;
+mod recover;
+pub(crate) mod table;
+pub(crate) mod watch;
+
+/// The live tunnels, behind a lock that is never held for longer than a look-up.
+#[derive(Debug, Default)]
+pub(crate) struct Tunnels {
+    table: Mutex<Table>,
+    /// Wakes the task that ends tunnels whose time is over, since another one may be the next.
+    deadline_changed: Notify,
+}
+
+impl Tunnels {
+    /// Returns the table, locked.
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a tunnel that this server has in memory.
+    pub(crate) fn get(&self, id: TunnelId) -> Option<std::sync::Arc<Live>> {
+        self.table().get(id)
+    }
+
+    /// Says whether a device's tunnel is alive here.
+    pub(crate) fn is_live_at(&self, id: TunnelId, device: &DeviceId) -> bool {
+        self.get(id)
+            .is_some_and(|live| live.facts.device == *device && !matches!(live.phase(), Phase::Ended(_)))
+    }
+}

@@ -1,0 +1,80 @@
+//! Weighing the live tunnels anew when what they were decided by has changed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tunnel_proto::names::GroupName;
+use tunnel_proto::{Code, DeviceId, OperatorName};
+
+use super::table::Facts;
+use crate::control::Control;
+use crate::control::decide::{Asker, InForce, Terms};
+use crate::store::DeviceRecord;
+
+/// Decisions in a row before other work has its turn.
+const YIELD_EVERY: usize = 32;
+
+/// What has been looked up already; many tunnels share few operators and devices.
+#[derive(Debug, Default)]
+struct Known {
+    groups: HashMap<OperatorName, Vec<GroupName>>,
+    devices: HashMap<DeviceId, Option<DeviceRecord>>,
+}
+
+impl Control {
+    /// Cuts every live tunnel that the policy in force does not allow, each at once when that is found, and returns how
+    /// many those were.
+    ///
+    /// # Errors
+    /// Fails if the store cannot be read; tunnels that were not looked at go on then.
+    pub(crate) async fn reconsider(self: &Arc<Self>, by: &str) -> Result<u64, Code> {
+        let (in_force, live) = (self.in_force(), self.tunnels.table().live());
+        let (mut known, mut cuts, mut failed) = (Known::default(), Vec::new(), None);
+        for (at, live) in live.iter().enumerate() {
+            match self.is_still_allowed(&in_force, &live.facts, &mut known).await {
+                Ok(true) => {}
+                Ok(false) => cuts.extend(self.cut(live.facts.id, Code::PolicyChanged)),
+                Err(code) => failed = Some(code),
+            }
+            if at % YIELD_EVERY == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let count = cuts.len() as u64;
+        self.record_ends(cuts, by).await;
+        failed.map_or(Ok(count), Err)
+    }
+
+    async fn is_still_allowed(
+        &self,
+        in_force: &InForce,
+        facts: &Facts,
+        known: &mut Known,
+    ) -> Result<bool, Code> {
+        if !known.groups.contains_key(&facts.operator) {
+            known
+                .groups
+                .insert(facts.operator.clone(), self.groups_of(&facts.operator).await?);
+        }
+        if !known.devices.contains_key(&facts.device) {
+            let device = self
+                .store
+                .device(&facts.device)
+                .await
+                .map_err(|error| self.store_failed(&error))?;
+            known.devices.insert(facts.device.clone(), device);
+        }
+        let groups = known.groups.get(&facts.operator).cloned().unwrap_or_default();
+        let Some(Some(device)) = known.devices.get(&facts.device) else {
+            return Ok(false);
+        };
+        let asker = Asker::of_tunnel(facts, groups, self.now());
+        let ttl = facts.expires_at.since(facts.opened_at);
+        let terms = Terms {
+            services: &facts.services,
+            ttl,
+            reason: facts.reason.as_deref(),
+        };
+        Ok(in_force.may_view(&asker, device) && in_force.may_connect(&asker, device, terms).denied.is_none())
+    }
+}

@@ -1,0 +1,86 @@
+//! After a restart: the tunnels that were alive go on, unless their time or the trust in them is over.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tunnel_proto::Code;
+use tunnel_proto::bind::Role;
+
+use super::table::{Facts, Phase};
+use crate::control::Control;
+use crate::relay::CircuitSpec;
+use crate::store::{TunnelRecord, TunnelState};
+
+/// Who ends what did not outlive the restart.
+const BY: &str = "server";
+
+impl Control {
+    /// Takes the tunnels of the store in, opens their circuits again, and cuts those that are no longer allowed. Their legs
+    /// find back by themselves, with the keys that they have.
+    ///
+    /// # Errors
+    /// Fails if the store cannot be read or written.
+    pub(crate) async fn recover(self: &Arc<Self>) -> Result<usize, Code> {
+        let records = self
+            .store
+            .live_tunnels()
+            .await
+            .map_err(|error| self.store_failed(&error))?;
+        let mut recovered = 0;
+        for record in records {
+            let id = record.decided.id;
+            match self.take_in(record) {
+                Ok(()) => recovered += 1,
+                Err(why) => {
+                    let ended = self.store.end_tunnel(id, why, BY, None, self.now()).await;
+                    ended.map_err(|error| self.store_failed(&error))?;
+                }
+            }
+        }
+        let cut = self.reload_revoked(BY).await? + self.reconsider(BY).await?;
+        Ok(recovered - usize::try_from(cut).unwrap_or(recovered).min(recovered))
+    }
+
+    fn take_in(&self, record: TunnelRecord) -> Result<(), Code> {
+        let (now, wall) = (Instant::now(), self.now());
+        let decided = record.decided;
+        if wall >= decided.expires_at {
+            return Err(Code::TunnelExpired);
+        }
+        let phase = if record.state == TunnelState::Open {
+            Phase::Open
+        } else {
+            Phase::Opening
+        };
+        let facts = Facts {
+            id: decided.id,
+            circuit: decided.circuit,
+            operator: decided.operator,
+            holder_key: decided.holder_key,
+            certified_at: record.opened_at,
+            device: decided.device,
+            device_key: decided.device_key,
+            services: decided.services,
+            reason: decided.reason,
+            source: decided
+                .source
+                .parse()
+                .unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+            opened_at: record.opened_at,
+            expires_at: decided.expires_at,
+            deadline: now + decided.expires_at.since(wall),
+        };
+        let (id, circuit) = (facts.id, facts.circuit);
+        let mut table = self.tunnels.table();
+        table.insert(facts, phase, now)?;
+        let mut spec = CircuitSpec::new(circuit);
+        spec.recovered = true;
+        let opened = self.relay.open(spec).and_then(|()| {
+            // Only a leg that was admitted before the restart has its key.
+            self.relay.admit(circuit, Role::Source)?;
+            self.relay.admit(circuit, Role::Destination)
+        });
+        opened.map(drop).inspect_err(|_| table.forget(id))
+    }
+}

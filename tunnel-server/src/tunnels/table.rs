@@ -1,0 +1,401 @@
+//! The live tunnels of this server and the states that they go through, apart from sockets and clocks.
+//!
+//! ```text
+//! deciding ──recorded──> opening ──both legs bound──> open
+//!     └──────────────────────┴──────────end───────────┴──────> ended
+//! ```
+//!
+//! INVARIANT: a tunnel stands here before anything about it is decided, so whoever takes trust away and then goes through
+//! the table has met every tunnel that was decided under the old trust (THREATS TOK-14, POL-03).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tunnel_proto::bind::Role;
+use tunnel_proto::keys::KeyHash;
+use tunnel_proto::names::Subject;
+use tunnel_proto::{CircuitId, Code, DeviceId, Identity, OperatorName, ServiceName, TunnelId, UnixTime};
+
+/// Live tunnels of one operator.
+const MAX_OF_OPERATOR: usize = 1024;
+/// Live tunnels to one device.
+const MAX_OF_DEVICE: usize = 256;
+/// Live tunnels in all.
+const MAX: usize = 50_000;
+
+/// What is fixed about a tunnel from its start.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) id: TunnelId,
+    pub(crate) circuit: CircuitId,
+    pub(crate) operator: OperatorName,
+    pub(crate) holder_key: KeyHash,
+    /// From when on the operator's certificate was valid, which tells its age.
+    pub(crate) certified_at: UnixTime,
+    pub(crate) device: DeviceId,
+    pub(crate) device_key: KeyHash,
+    pub(crate) services: Vec<ServiceName>,
+    pub(crate) reason: Option<String>,
+    /// Where the request came from.
+    pub(crate) source: IpAddr,
+    pub(crate) opened_at: UnixTime,
+    pub(crate) expires_at: UnixTime,
+    /// When the tunnel ends, by the clock that nobody sets (THREATS TOK-11, SRV-09).
+    pub(crate) deadline: Instant,
+}
+
+/// How far a tunnel is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    /// Asked for; the decision is not durable, so nothing may attach.
+    Deciding,
+    /// Decided and recorded; the legs may attach.
+    Opening,
+    /// Both legs have been bound.
+    Open,
+    /// Over.
+    Ended(Code),
+}
+
+impl Phase {
+    /// Returns the state as the API calls it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deciding | Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Ended(_) => "ended",
+        }
+    }
+}
+
+/// A tunnel that this server has in memory.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) facts: Facts,
+    phase: watch::Sender<Phase>,
+}
+
+impl Live {
+    /// Returns the phase as it is.
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Returns a receiver that hears every change.
+    pub(crate) fn watch(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    live: Arc<Live>,
+    bound: [bool; 2],
+    /// Datagrams that the relay had forwarded when they last changed, and when that was.
+    heard: (u64, Instant),
+}
+
+/// The live tunnels.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    tunnels: BTreeMap<TunnelId, Entry>,
+    by_circuit: HashMap<CircuitId, TunnelId>,
+    by_operator: HashMap<OperatorName, BTreeSet<TunnelId>>,
+    by_device: HashMap<DeviceId, BTreeSet<TunnelId>>,
+    /// Of those that have not ended.
+    deadlines: BTreeSet<(Instant, TunnelId)>,
+}
+
+impl Table {
+    /// Takes a tunnel in.
+    ///
+    /// # Errors
+    /// [`Code::Limit`] if the operator, the device or the server has too many.
+    pub(crate) fn insert(&mut self, facts: Facts, phase: Phase, now: Instant) -> Result<Arc<Live>, Code> {
+        let of_operator = self.by_operator.get(&facts.operator).map_or(0, BTreeSet::len);
+        let of_device = self.by_device.get(&facts.device).map_or(0, BTreeSet::len);
+        if self.tunnels.len() >= MAX || of_operator >= MAX_OF_OPERATOR || of_device >= MAX_OF_DEVICE {
+            return Err(Code::Limit);
+        }
+        let id = facts.id;
+        self.by_circuit.insert(facts.circuit, id);
+        self.by_operator
+            .entry(facts.operator.clone())
+            .or_default()
+            .insert(id);
+        self.by_device.entry(facts.device.clone()).or_default().insert(id);
+        self.deadlines.insert((facts.deadline, id));
+        let live = Arc::new(Live {
+            facts,
+            phase: watch::Sender::new(phase),
+        });
+        self.tunnels.insert(
+            id,
+            Entry {
+                live: live.clone(),
+                bound: [false; 2],
+                heard: (0, now),
+            },
+        );
+        Ok(live)
+    }
+
+    /// Notes that the decision is durable.
+    ///
+    /// # Errors
+    /// Returns why the tunnel has ended meanwhile; it must not open then.
+    pub(crate) fn recorded(&mut self, id: TunnelId) -> Result<(), Code> {
+        let Some(entry) = self.tunnels.get(&id) else {
+            return Err(Code::TunnelClosed);
+        };
+        let phase = entry.live.phase();
+        match phase {
+            Phase::Ended(why) => Err(why),
+            Phase::Deciding => {
+                entry.live.phase.send_replace(Phase::Opening);
+                Ok(())
+            }
+            Phase::Opening | Phase::Open => Ok(()),
+        }
+    }
+
+    /// Notes that a leg is bound; returns the tunnel when it is open by that, the first time.
+    pub(crate) fn bound(&mut self, circuit: CircuitId, role: Role) -> Option<TunnelId> {
+        let id = *self.by_circuit.get(&circuit)?;
+        let entry = self.tunnels.get_mut(&id)?;
+        entry.bound[role as usize] = true;
+        if entry.bound != [true; 2] || entry.live.phase() != Phase::Opening {
+            return None;
+        }
+        entry.live.phase.send_replace(Phase::Open);
+        Some(id)
+    }
+
+    /// Ends a tunnel. Returns it, with the phase that it was in, to the one caller that did it.
+    #[must_use]
+    pub(crate) fn end(&mut self, id: TunnelId, why: Code) -> Option<(Arc<Live>, Phase)> {
+        let live = self.tunnels.get(&id)?.live.clone();
+        let before = live.phase();
+        if matches!(before, Phase::Ended(_)) {
+            return None;
+        }
+        live.phase.send_replace(Phase::Ended(why));
+        self.deadlines.remove(&(live.facts.deadline, id));
+        Some((live, before))
+    }
+
+    /// Forgets a tunnel that has ended and is recorded as such.
+    pub(crate) fn forget(&mut self, id: TunnelId) {
+        let Some(entry) = self.tunnels.remove(&id) else {
+            return;
+        };
+        let facts = &entry.live.facts;
+        self.by_circuit.remove(&facts.circuit);
+        self.deadlines.remove(&(facts.deadline, id));
+        remove(&mut self.by_operator, &facts.operator, id);
+        remove(&mut self.by_device, &facts.device, id);
+    }
+
+    /// Returns a tunnel.
+    pub(crate) fn get(&self, id: TunnelId) -> Option<Arc<Live>> {
+        self.tunnels.get(&id).map(|entry| entry.live.clone())
+    }
+
+    /// Returns the tunnel of a circuit.
+    pub(crate) fn of_circuit(&self, circuit: CircuitId) -> Option<Arc<Live>> {
+        self.by_circuit.get(&circuit).and_then(|id| self.get(*id))
+    }
+
+    /// Returns every tunnel that has not ended.
+    pub(crate) fn live(&self) -> Vec<Arc<Live>> {
+        self.deadlines
+            .iter()
+            .filter_map(|(_, id)| self.get(*id))
+            .collect()
+    }
+
+    /// Returns every tunnel that has not ended and depends on an identity.
+    pub(crate) fn of_identity(&self, identity: &Identity) -> Vec<Arc<Live>> {
+        let ids = match &identity.subject {
+            Subject::Device(id) => self.by_device.get(id),
+            Subject::Operator(name) => self.by_operator.get(name),
+            Subject::Server(_) => None,
+        };
+        let not_ended = |live: &Arc<Live>| !matches!(live.phase(), Phase::Ended(_));
+        ids.into_iter()
+            .flatten()
+            .filter_map(|id| self.get(*id))
+            .filter(not_ended)
+            .collect()
+    }
+
+    /// Returns the tunnels whose time is over.
+    pub(crate) fn expired(&self, now: Instant) -> Vec<TunnelId> {
+        self.deadlines
+            .iter()
+            .take_while(|(deadline, _)| *deadline <= now)
+            .map(|(_, id)| *id)
+            .collect()
+    }
+
+    /// Returns when the next tunnel's time is over.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Notes how many datagrams a tunnel's circuit has forwarded, and returns since when nothing has come.
+    pub(crate) fn heard(&mut self, id: TunnelId, datagrams: u64, now: Instant) -> Option<Instant> {
+        let entry = self.tunnels.get_mut(&id)?;
+        if entry.heard.0 != datagrams {
+            entry.heard = (datagrams, now);
+        }
+        Some(entry.heard.1)
+    }
+}
+
+/// Takes an id out of an index, and the index's entry when it was the last.
+fn remove<K: Eq + std::hash::Hash>(index: &mut HashMap<K, BTreeSet<TunnelId>>, key: &K, id: TunnelId) {
+    if let Some(ids) = index.get_mut(key) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn facts(n: u8, now: Instant) -> Facts {
+        Facts {
+            id: TunnelId::from_bytes([n; 16]),
+            circuit: CircuitId::from_bytes([n; 16]),
+            operator: "ana".parse().unwrap(),
+            holder_key: KeyHash::of_spki(b"ana"),
+            certified_at: UnixTime::from_secs(1),
+            device: "pump".parse().unwrap(),
+            device_key: KeyHash::of_spki(b"pump"),
+            services: vec!["ssh".parse().unwrap()],
+            reason: None,
+            source: IpAddr::from([127, 0, 0, 1]),
+            opened_at: UnixTime::from_secs(1),
+            expires_at: UnixTime::from_secs(1 + u64::from(n)),
+            deadline: now + Duration::from_secs(n.into()),
+        }
+    }
+
+    fn id(n: u8) -> TunnelId {
+        TunnelId::from_bytes([n; 16])
+    }
+
+    #[test]
+    fn a_tunnel_goes_through_its_states_once() {
+        let now = Instant::now();
+        let mut table = Table::default();
+        let live = table.insert(facts(1, now), Phase::Deciding, now).unwrap();
+        let circuit = live.facts.circuit;
+        assert_eq!(table.bound(circuit, Role::Source), None);
+        assert_eq!(table.recorded(id(1)), Ok(()));
+        assert_eq!(live.phase().as_str(), "opening");
+        assert_eq!(table.bound(circuit, Role::Source), None);
+        assert_eq!(table.bound(circuit, Role::Destination), Some(id(1)));
+        assert_eq!(table.bound(circuit, Role::Destination), None);
+        assert_eq!(live.phase(), Phase::Open);
+        assert!(
+            table
+                .end(id(1), Code::TunnelClosed)
+                .is_some_and(|(_, before)| before == Phase::Open)
+        );
+        assert!(table.end(id(1), Code::Revoked).is_none());
+        assert_eq!(live.phase(), Phase::Ended(Code::TunnelClosed));
+        assert!(table.live().is_empty() && table.get(id(1)).is_some());
+        table.forget(id(1));
+        assert!(table.get(id(1)).is_none() && table.of_circuit(circuit).is_none());
+        assert!(table.by_operator.is_empty() && table.by_device.is_empty() && table.deadlines.is_empty());
+    }
+
+    /// THREATS TOK-14.
+    #[test]
+    fn what_was_cut_while_it_was_decided_never_opens() {
+        let now = Instant::now();
+        let mut table = Table::default();
+        table.insert(facts(1, now), Phase::Deciding, now).unwrap();
+        assert!(
+            table
+                .end(id(1), Code::Revoked)
+                .is_some_and(|(_, before)| before == Phase::Deciding)
+        );
+        assert_eq!(table.recorded(id(1)), Err(Code::Revoked));
+        assert_eq!(table.recorded(id(2)), Err(Code::TunnelClosed));
+    }
+
+    #[test]
+    fn deadlines_come_in_order() {
+        let now = Instant::now();
+        let mut table = Table::default();
+        for n in [3, 1, 2] {
+            table.insert(facts(n, now), Phase::Opening, now).unwrap();
+        }
+        assert_eq!(table.next_deadline(), Some(now + Duration::from_secs(1)));
+        assert_eq!(table.expired(now), []);
+        assert_eq!(table.expired(now + Duration::from_secs(2)), [id(1), id(2)]);
+        let _ = table.end(id(1), Code::TunnelExpired);
+        assert_eq!(table.expired(now + Duration::from_secs(2)), [id(2)]);
+    }
+
+    #[test]
+    fn an_identity_has_its_own_tunnels() {
+        let now = Instant::now();
+        let mut table = Table::default();
+        table.insert(facts(1, now), Phase::Opening, now).unwrap();
+        table
+            .insert(
+                Facts {
+                    operator: "bob".parse().unwrap(),
+                    ..facts(2, now)
+                },
+                Phase::Opening,
+                now,
+            )
+            .unwrap();
+        let count = |text: &str| table.of_identity(&text.parse().unwrap()).len();
+        assert_eq!(count("spiffe://f/operator/ana"), 1);
+        assert_eq!(count("spiffe://f/device/pump"), 2);
+        assert_eq!(count("spiffe://f/server/pump"), 0);
+    }
+
+    #[test]
+    fn silence_is_counted_from_the_last_datagram() {
+        let now = Instant::now();
+        let mut table = Table::default();
+        table.insert(facts(1, now), Phase::Opening, now).unwrap();
+        let later = now + Duration::from_secs(5);
+        assert_eq!(table.heard(id(1), 0, later), Some(now));
+        assert_eq!(table.heard(id(1), 9, later), Some(later));
+        assert_eq!(table.heard(id(1), 9, later + Duration::from_secs(5)), Some(later));
+    }
+
+    #[test]
+    fn a_device_has_a_bounded_number_of_tunnels() {
+        let now = Instant::now();
+        let mut table = Table::default();
+        for n in 0..MAX_OF_DEVICE {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&(n as u64).to_be_bytes());
+            let one = Facts {
+                id: TunnelId::from_bytes(bytes),
+                ..facts(1, now)
+            };
+            table.insert(one, Phase::Opening, now).unwrap();
+        }
+        assert!(matches!(
+            table.insert(facts(200, now), Phase::Opening, now),
+            Err(Code::Limit)
+        ));
+    }
+}
