@@ -1,0 +1,153 @@
+//! The control plane's middle: what policies, identities, tunnels, links, store and relay have in common.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tunnel_certs::Trust;
+use tunnel_net::ServerAddr;
+use tunnel_net::clock::Clock;
+use tunnel_proto::audit::{Checkpoint, Head};
+use tunnel_proto::names::GroupName;
+use tunnel_proto::{Code, Identity, NodeName, OperatorName, UnixTime};
+
+use self::decide::InForce;
+use self::trust::Revoked;
+use crate::audit::Event;
+use crate::ca::{Keys, random_bytes};
+use crate::enrol::Enrolments;
+use crate::failure::chain;
+use crate::links::Links;
+use crate::relay::Relay;
+use crate::store::{Store, StoreError};
+use crate::tunnels::Tunnels;
+
+pub(crate) mod decide;
+mod policies;
+pub(crate) mod trust;
+
+/// The ports that peers are told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ports {
+    /// Of the API and the WebSocket carrier.
+    pub(crate) tcp: u16,
+    /// Of the relay and of control links.
+    pub(crate) udp: u16,
+}
+
+/// Everything that a request may need. There is one of it in a server.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) node: NodeName,
+    pub(crate) identity: Identity,
+    /// Where newcomers find the server.
+    pub(crate) address: ServerAddr,
+    pub(crate) ports: Ports,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) keys: Keys,
+    pub(crate) store: Store,
+    pub(crate) relay: Relay,
+    pub(crate) revoked: Arc<Revoked>,
+    pub(crate) policy: watch::Sender<Arc<InForce>>,
+    pub(crate) tunnels: Tunnels,
+    pub(crate) links: Links,
+    pub(crate) enrolments: Enrolments,
+    pub(crate) started: Instant,
+    /// Work that goes on when who asked for it has left.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Control {
+    /// Returns the time.
+    pub(crate) fn now(&self) -> UnixTime {
+        self.clock.now()
+    }
+
+    /// Returns random bytes that nobody can guess.
+    ///
+    /// # Panics
+    /// If the system has none; nothing that this server does would be safe then.
+    pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
+        random_bytes().expect("the system has random bytes")
+    }
+
+    /// Runs work beside the caller. It is waited for when the server stops.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
+    /// Runs work that changes state to its end, also when the caller leaves.
+    ///
+    /// # Errors
+    /// Returns the work's own error, or [`Code::Internal`] if it panicked.
+    pub(crate) async fn to_the_end<T, E>(
+        &self,
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Code> + Send + 'static,
+    {
+        self.tasks
+            .spawn(work)
+            .await
+            .unwrap_or_else(|_| Err(Code::Internal.into()))
+    }
+
+    /// Says whether the server is about to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// Waits until the server is about to stop.
+    pub(crate) async fn stopping(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// Records an event on which nothing depends. One that cannot be recorded is logged.
+    pub(crate) async fn note(&self, event: Event) {
+        if let Err(error) = self.store.record(event).await {
+            tracing::error!(error = %chain(&error), "an event could not be recorded");
+        }
+    }
+
+    /// Logs why the store failed, and returns the code that the peer gets.
+    pub(crate) fn store_failed(&self, error: &StoreError) -> Code {
+        tracing::error!(error = %chain(error), "the store failed");
+        error.code()
+    }
+
+    /// Signs where the audit chain has come to.
+    pub(crate) fn checkpoint(&self, head: Head) -> String {
+        to_base64(&Checkpoint::of(head, self.now()).sign(&self.keys.audit_key))
+    }
+
+    /// Returns the groups of an operator; one that is not known has none.
+    pub(crate) async fn groups_of(&self, operator: &OperatorName) -> Result<Vec<GroupName>, Code> {
+        let record = self
+            .store
+            .operator(operator)
+            .await
+            .map_err(|error| self.store_failed(&error))?;
+        Ok(record.map(|record| record.groups).unwrap_or_default())
+    }
+}
+
+/// Writes bytes as the API does.
+pub(crate) fn to_base64(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// Reads bytes as the API writes them; nothing longer than a token can be.
+pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
+    const LONGEST: usize = tunnel_proto::cose::MAX_BYTES.div_ceil(3) * 4;
+    (text.len() <= LONGEST)
+        .then(|| URL_SAFE_NO_PAD.decode(text).ok())
+        .flatten()
+}
