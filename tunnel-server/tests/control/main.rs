@@ -1,0 +1,16 @@
+//! The control plane in-process, on loopback, with real TLS, the real store and the real relay. Only the agents are
+//! stand-ins: they speak the control link and do what a test tells them.
+
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
+mod agent;
+mod api;
+mod audit;
+mod ending;
+mod enrolment;
+mod leg;
+mod limits;
+mod opening;
+mod restart;
+mod trust;
+mod world;
