@@ -15,6 +15,9 @@ use tunnel_proto::{Code, DeviceId, Refusal, TunnelId};
 use crate::home::Login;
 use crate::http::{ANSWER, Connection, HttpError, LIST, ONE};
 
+/// Devices in one answer.
+const DEVICES: usize = 5000;
+
 /// How long a request for a tunnel's end waits before it is sent again: longer than any tunnel lives.
 const END: Duration = Duration::from_secs(13 * 3600);
 
@@ -85,7 +88,21 @@ impl Api {
     /// # Errors
     /// Tells why not.
     pub async fn devices(&mut self) -> Result<Vec<Device>, HttpError> {
-        self.get("/v1/devices", LIST).await
+        let mut devices: Vec<Device> = Vec::new();
+        loop {
+            // The name is put into an address, so it must be one.
+            let after = devices.last().and_then(|last| last.id.parse().ok());
+            let after = after.map_or_else(String::new, |after: DeviceId| format!("&after={after}"));
+            let page: Vec<Device> = self
+                .get(&format!("/v1/devices?limit={DEVICES}{after}"), LIST)
+                .await?;
+            let goes_on =
+                page.len() == DEVICES && page.first().map(|d| &d.id) > devices.last().map(|d| &d.id);
+            devices.extend(page);
+            if !goes_on {
+                return Ok(devices);
+            }
+        }
     }
 
     /// Shows one device.

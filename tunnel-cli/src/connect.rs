@@ -82,7 +82,7 @@ async fn carry(tunnel: &Tunnel, service: &ServiceName) -> Result<(), Failure> {
     };
     let (input, output) = (Input::new().map_err(local)?, Output::new().map_err(local)?);
     match session::run(tunnel.connection(), service, input, output).await {
-        Ok(_) => Ok(()),
+        Ok(()) => Ok(()),
         Err(SessionError::Tunnel) => Err(tunnel.ended().await),
         Err(SessionError::Local(error)) => Err(local(error)),
         Err(error) => Err(session_failure(error, service)),

@@ -18,6 +18,9 @@ use crate::failure::Failure;
 /// Directory of the host keys, one file for each device.
 pub const KNOWN_HOSTS: &str = "known_hosts";
 
+/// How the names of keys begin that wait for a certificate.
+pub const PENDING: &str = "pending-";
+
 const KEY: &str = "key.pem";
 const CHAIN: &str = "chain.pem";
 const ROOT: &str = "root.pem";
@@ -170,6 +173,7 @@ impl Home {
     /// Tells which file could not be removed.
     pub fn forget(&self) -> Result<bool, Failure> {
         let mut was = false;
+        self.remove_pending()?;
         for name in [PROFILE, KEY, CHAIN, ROOT] {
             was |= self.remove(name)?;
         }
@@ -180,6 +184,26 @@ impl Home {
             }
             _ => Ok(was),
         }
+    }
+
+    /// Removes the keys that wait for a certificate.
+    ///
+    /// # Errors
+    /// Tells which file could not be removed.
+    pub fn remove_pending(&self) -> Result<(), Failure> {
+        let Ok(entries) = std::fs::read_dir(&self.dir) else {
+            return Ok(());
+        };
+        for entry in entries.flatten() {
+            if let Some(name) = entry
+                .file_name()
+                .to_str()
+                .filter(|name| name.starts_with(PENDING))
+            {
+                self.remove(name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads a small file of the directory; `None` if there is none.

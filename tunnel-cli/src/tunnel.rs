@@ -26,6 +26,9 @@ const HANDSHAKE: Duration = Duration::from_secs(20);
 /// How long closing may take: the command's result does not depend on it.
 const CLOSE: Duration = Duration::from_secs(2);
 
+/// How long the process stays for its last packet to leave.
+const LAST_PACKET: Duration = Duration::from_millis(20);
+
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Wish {
@@ -133,11 +136,13 @@ impl Tunnel {
     /// Closes the tunnel: tells the device and the server, in bounded time.
     pub async fn close(mut self) {
         self.connection.close((Code::TunnelClosed as u32).into(), b"");
-        if !self.end.is_known() {
+        if self.end.is_known() {
+            // The last packet needs a moment to leave.
+            let _ = tokio::time::timeout(LAST_PACKET, self.leg.endpoint().wait_idle()).await;
+        } else {
             // The server learns it from the device too; this is for the case that the device does not hear us.
             let _ = tokio::time::timeout(CLOSE, self.closer.close(self.id)).await;
         }
-        let _ = tokio::time::timeout(Duration::from_millis(50), self.leg.endpoint().wait_idle()).await;
     }
 }
 

@@ -19,7 +19,7 @@ use super::{Context, time_text};
 use crate::api::Api;
 use crate::args;
 use crate::failure::Failure;
-use crate::home::{self, NewLogin, Profile};
+use crate::home::{self, NewLogin, PENDING, Profile};
 use crate::output;
 
 const WHAT: &str = "could not log in";
@@ -60,7 +60,7 @@ pub async fn login(context: &Context, args: args::Login) -> Result<(), Failure> 
     let key = pending_key(context, &pending)?;
     let answer = enrol(&server, &code, &key, args.name.as_ref()).await?;
     let (identity, expires_at) = keep(context, &code, &key, &answer)?;
-    context.home.remove(&pending)?;
+    context.home.remove_pending()?;
     let logged_in = LoggedIn {
         identity,
         server: server.to_string(),
@@ -114,7 +114,7 @@ fn read_code() -> Result<Zeroizing<String>, Failure> {
 /// code and the same key bring the same certificate.
 fn pending_name(code: &str) -> String {
     format!(
-        "pending-{}.pem",
+        "{PENDING}{}.pem",
         hex(&digest(&SHA256, code.trim().as_bytes()).as_ref()[..8])
     )
 }

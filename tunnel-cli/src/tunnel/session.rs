@@ -1,11 +1,19 @@
 //! One use of a service inside a tunnel: one stream.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use quinn::{RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 use tunnel_net::stream::{self, MessageError};
 use tunnel_proto::message::{OpenSession, SessionAnswer};
 use tunnel_proto::{Code, Refusal, ServiceName};
+
+/// How long breaking a direction off may take: it waits for nobody unless the peer takes no bytes.
+const BREAK_OFF: Duration = Duration::from_millis(100);
 
 /// How a session ended that did not end well.
 #[derive(Debug)]
@@ -20,15 +28,6 @@ pub enum SessionError {
     Local(io::Error),
 }
 
-/// Bytes that a session has carried.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Carried {
-    /// From here to the service.
-    pub sent: u64,
-    /// From the service to here.
-    pub received: u64,
-}
-
 /// Opens a session and joins it with a local byte stream until both directions have ended.
 ///
 /// The first bytes go out together with the request; the answer is read as it comes. Each direction ends by itself.
@@ -40,7 +39,7 @@ pub async fn run<R, W>(
     service: &ServiceName,
     reader: R,
     writer: W,
-) -> Result<Carried, SessionError>
+) -> Result<(), SessionError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -52,33 +51,88 @@ where
     stream::write_message(&mut send, &request)
         .await
         .map_err(|_| SessionError::Tunnel)?;
-    let (mut sent, mut received) = (0, 0);
-    let taken = send.stopped();
-    let outwards = async {
-        match stream::outwards(send, reader, &mut sent).await {
-            // What was sent has arrived only when the peer says so; the connection must not be closed before.
-            Ok(()) => taken.await.map(drop).map_err(|_| SessionError::Tunnel),
-            // The service wants no more; what it says is still to come.
-            Err(error) if is_stopped(&error) => Ok(()),
-            Err(error) => Err(classify(connection, error)),
-        }
+    let (break_off, broken) = oneshot::channel();
+    let reader = Breakable {
+        reader,
+        broken: Some(broken),
     };
+    let outwards = outwards(connection, send, reader);
     let inwards = async {
-        match stream::read_message::<SessionAnswer>(&mut recv).await {
-            Ok(SessionAnswer { refused: None }) => {}
-            Ok(SessionAnswer {
-                refused: Some(refusal),
-            }) => return Err(SessionError::Refused(refusal)),
-            Err(MessageError::Frame(_)) => return Err(SessionError::Refused(Code::Protocol.into())),
-            Err(MessageError::Ended) => return Err(SessionError::Broken),
-            Err(MessageError::Stream(error)) => return Err(classify(connection, error)),
-        }
-        stream::inwards(recv, writer, &mut received)
+        answer(connection, &mut recv).await?;
+        stream::inwards(recv, writer, &mut 0)
             .await
             .map_err(|error| classify(connection, error))
     };
-    tokio::try_join!(outwards, inwards)?;
-    Ok(Carried { sent, received })
+    tokio::pin!(outwards, inwards);
+    tokio::select! {
+        result = &mut outwards => {
+            result?;
+            inwards.await?;
+        }
+        result = &mut inwards => {
+            if let Err(error) = result {
+                // The service must not take what it has got for the whole.
+                drop(break_off);
+                let _ = tokio::time::timeout(BREAK_OFF, outwards).await;
+                return Err(error);
+            }
+            outwards.await?;
+        }
+    }
+    Ok(())
+}
+
+/// Carries bytes to the service, and waits until the device has them all: the connection must not be closed before.
+async fn outwards<R: AsyncRead + Unpin>(
+    connection: &quinn::Connection,
+    send: SendStream,
+    reader: R,
+) -> Result<(), SessionError> {
+    let taken = send.stopped();
+    match stream::outwards(send, reader, &mut 0).await {
+        Ok(()) => taken.await.map(drop).map_err(|_| SessionError::Tunnel),
+        // The service wants no more; what it says is still to come.
+        Err(error) if is_stopped(&error) => Ok(()),
+        Err(error) => Err(classify(connection, error)),
+    }
+}
+
+/// Reads whether there is a session.
+async fn answer(connection: &quinn::Connection, recv: &mut RecvStream) -> Result<(), SessionError> {
+    match stream::read_message::<SessionAnswer>(recv).await {
+        Ok(SessionAnswer { refused: None }) => Ok(()),
+        Ok(SessionAnswer {
+            refused: Some(refusal),
+        }) => Err(SessionError::Refused(refusal)),
+        Err(MessageError::Frame(_)) => Err(SessionError::Refused(Code::Protocol.into())),
+        Err(MessageError::Ended) => Err(SessionError::Broken),
+        Err(MessageError::Stream(error)) => Err(classify(connection, error)),
+    }
+}
+
+/// A reader that fails, instead of being dropped, when the other direction has failed: a stream that is dropped ends in
+/// good order, and a half of a file would look like the whole.
+struct Breakable<R> {
+    reader: R,
+    broken: Option<oneshot::Receiver<()>>,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Breakable<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(broken) = &mut self.broken
+            && Pin::new(broken).poll(cx).is_ready()
+        {
+            self.broken = None;
+        }
+        if self.broken.is_none() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Pin::new(&mut self.reader).poll_read(cx, buf)
+    }
 }
 
 /// Says whether the peer wants no more bytes.
@@ -105,3 +159,6 @@ fn classify(connection: &quinn::Connection, error: io::Error) -> SessionError {
         SessionError::Local(error)
     }
 }
+
+#[cfg(test)]
+mod tests;

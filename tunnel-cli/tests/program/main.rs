@@ -4,5 +4,6 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod from_outside;
+mod login;
 mod openssh;
 mod place;
