@@ -20,7 +20,6 @@ fn hostile(marker: &str) -> Vec<String> {
         "..".into(),
         "../../etc".into(),
         "*".into(),
-        "-G".into(),
         String::new(),
         "x".repeat(4096),
         "pump\u{202e}17".into(),

@@ -79,14 +79,29 @@ impl Api {
             body.len()
         );
         let mut answer = Vec::new();
-        match stream.read_to_end(&mut answer) {
+        let read = sent.and_then(|()| stream.read_to_end(&mut answer));
+        match read {
             // Some servers leave without the last word of TLS; the length of the body tells whether all is there.
-            Err(error) if error.kind() != ErrorKind::UnexpectedEof || answer.is_empty() => Err(error),
-            // Why nothing could be sent stands in what was received before: the alert of a refusal.
-            _ if answer.is_empty() => Err(sent.err().unwrap_or_else(|| ErrorKind::UnexpectedEof.into())),
-            _ => parse(&String::from_utf8_lossy(&answer)),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof && !answer.is_empty() => {}
+            Err(error) => return Err(alert(&mut stream).unwrap_or(error)),
+            Ok(_) => {}
+        }
+        parse(&String::from_utf8_lossy(&answer))
+    }
+}
+
+/// Why nothing more could be sent stands in what was received before: the alert of a refusal.
+fn alert(stream: &mut StreamOwned<ClientConnection, TcpStream>) -> Option<std::io::Error> {
+    while stream
+        .conn
+        .read_tls(&mut stream.sock)
+        .is_ok_and(|length| length > 0)
+    {
+        if let Err(error) = stream.conn.process_new_packets() {
+            return Some(std::io::Error::new(ErrorKind::InvalidData, error));
         }
     }
+    None
 }
 
 fn parse(text: &str) -> std::io::Result<Answer> {
