@@ -10,7 +10,7 @@ use rustls::ClientConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
-use tunnel_proto::bind::Role;
+use tunnel_proto::bind::{self, Role};
 use tunnel_proto::carrier::Carrier;
 use tunnel_proto::keys::LegKey;
 use tunnel_proto::leg::{Leg as Machine, Output};
@@ -187,7 +187,10 @@ impl Driver {
             match output {
                 Output::Start(carrier) => self.start(carrier),
                 Output::Stop(carrier) => self.stop(carrier),
-                Output::Send(carrier, datagram) => self.wire.send_control(carrier, &datagram),
+                Output::Send { carrier, datagram, padded: false } => self.wire.send_control(carrier, &datagram),
+                Output::Send { carrier, datagram, padded: true } => {
+                    self.wire.send_control(carrier, &bind::padded(&datagram));
+                }
                 Output::Use(carrier) => {
                     tracing::debug!(%carrier, "carrier in use");
                     self.wire.set_active(carrier);

@@ -194,8 +194,8 @@ impl Wire {
         while read < data.len() {
             let end = (read + stride).min(data.len());
             if bind::is_control(&data[read..end]) {
-                if let Ok(control) = <[u8; bind::SIZE]>::try_from(&data[read..end]) {
-                    let _ = self.control.try_send((carrier, control));
+                if let Some(control) = bind::unpadded(&data[read..end]) {
+                    let _ = self.control.try_send((carrier, *control));
                 }
             } else {
                 data.copy_within(read..end, write);
@@ -240,8 +240,8 @@ impl Wire {
         let mut filled = 0;
         let polled = pipe.poll_recv(cx, |datagram| {
             if bind::is_control(datagram) {
-                if let Ok(control) = datagram.try_into() {
-                    let _ = self.control.try_send((Carrier::WebSocket, control));
+                if let Some(control) = bind::unpadded(datagram) {
+                    let _ = self.control.try_send((Carrier::WebSocket, *control));
                 }
                 return true;
             }

@@ -9,13 +9,22 @@
 //! byte 34-49  HMAC-SHA256 over bytes 0-33 under the leg key, first half
 //! ```
 //!
-//! All kinds have the same size, so that nobody gets more bytes out of the relay than it sent in (THREATS DAT-08).
+//! Over UDP a bind may be padded to 1,200 bytes, and then so is its answer: that both arrive shows that the path carries
+//! the packets that QUIC cannot do without (RFC 9000 section 14.1), which small datagrams do not show. What the padding
+//! is does not matter.
+//!
+//! An answer is as long as what it answers, so that nobody gets more bytes out of the relay than it sent in (THREATS
+//! DAT-08).
 
 use crate::ids::CircuitId;
 use crate::keys::{LegKey, same};
 
-/// Size of every control datagram, in bytes.
+/// Size of a control datagram without padding, in bytes.
 pub const SIZE: usize = 50;
+
+/// Size of a control datagram with padding, in bytes.
+pub const PADDED_SIZE: usize = 1200;
+
 const SIGNED: usize = SIZE - MAC;
 const MAC: usize = 16;
 
@@ -102,6 +111,18 @@ pub fn is_control(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0xc0 == 0)
 }
 
+/// Returns what a control datagram says, without its padding; `None` unless it has one of the two sizes.
+pub fn unpadded(datagram: &[u8]) -> Option<&[u8; SIZE]> {
+    matches!(datagram.len(), SIZE | PADDED_SIZE).then(|| datagram.first_chunk())?
+}
+
+/// Returns a control datagram with its padding.
+pub fn padded(datagram: &[u8; SIZE]) -> [u8; PADDED_SIZE] {
+    let mut bytes = [0; PADDED_SIZE];
+    bytes[..SIZE].copy_from_slice(datagram);
+    bytes
+}
+
 impl Control {
     /// Writes the datagram.
     pub fn encode(&self, key: &LegKey) -> [u8; SIZE] {
@@ -177,6 +198,19 @@ mod tests {
             assert!(!is_control(&[first]));
         }
         assert!(!is_control(&[]));
+    }
+
+    #[test]
+    fn padding_goes_on_and_off_and_has_one_size() {
+        let bytes = bind().encode(&key());
+        assert_eq!(unpadded(&padded(&bytes)), Some(&bytes));
+        assert_eq!(unpadded(&bytes), Some(&bytes));
+        assert!(is_control(&padded(&bytes)));
+        for length in [0, SIZE - 1, SIZE + 1, PADDED_SIZE - 1, PADDED_SIZE + 1] {
+            let mut bad = padded(&bytes).to_vec();
+            bad.resize(length, 0);
+            assert_eq!(unpadded(&bad), None, "{length}");
+        }
     }
 
     /// THREATS DAT-01.

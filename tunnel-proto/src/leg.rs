@@ -69,7 +69,14 @@ pub enum Output {
     /// Give a carrier up.
     Stop(Carrier),
     /// Send a control datagram over a carrier.
-    Send(Carrier, [u8; SIZE]),
+    Send {
+        /// The carrier.
+        carrier: Carrier,
+        /// The datagram.
+        datagram: [u8; SIZE],
+        /// Whether it goes padded (see [`crate::bind`]).
+        padded: bool,
+    },
     /// Data goes over this carrier from now on; what comes over another one is still taken.
     Use(Carrier),
     /// Whether the relay is silent has changed.
@@ -94,6 +101,8 @@ struct Probe {
     first: u64,
     sent: usize,
     next: Instant,
+    /// Whether it asks for the size that data needs, too.
+    padded: bool,
 }
 
 /// The state of one leg at its end.
@@ -115,6 +124,9 @@ pub struct Leg {
     data_seen: Option<Instant>,
     quiet_answers: u32,
     websocket_start: Option<Instant>,
+    /// All carriers were given up for a changed network: the first that is confirmed is taken anew, even if it was the
+    /// one before.
+    afresh: bool,
     silent: bool,
     ended: bool,
     outputs: VecDeque<Output>,
@@ -137,6 +149,7 @@ impl Leg {
             data_seen: None,
             quiet_answers: 0,
             websocket_start: None,
+            afresh: false,
             silent: false,
             ended: false,
             outputs: VecDeque::new(),
@@ -149,7 +162,7 @@ impl Leg {
     pub fn handle_ready(&mut self, now: Instant, carrier: Carrier) {
         if matches!(self.slots[index(carrier)], Slot::Starting) && !self.ended {
             self.slots[index(carrier)] = Slot::Up { probe: None, challenge: 0 };
-            self.begin_probe(now, carrier);
+            self.begin_probe(now, carrier, true);
         }
     }
 
@@ -166,7 +179,7 @@ impl Leg {
     /// so it only makes the leg ask.
     pub fn handle_hint(&mut self, now: Instant, carrier: Carrier) {
         if self.is_at_rest(carrier) && !self.ended {
-            self.begin_probe(now, carrier);
+            self.begin_probe(now, carrier, true);
         }
     }
 
@@ -194,6 +207,7 @@ impl Leg {
             self.failures[index(carrier)] = 0;
             self.stop(carrier, None);
         }
+        self.afresh = true;
         self.start_afresh(now);
     }
 
@@ -250,7 +264,8 @@ impl Leg {
     fn look(&mut self, now: Instant, activity: Activity) {
         let Some(active) = self.active.filter(|&active| self.is_at_rest(active)) else { return };
         if now >= self.look_due(activity) {
-            self.begin_probe(now, active);
+            // What is quiet is asked in few bytes: that is where they count.
+            self.begin_probe(now, active, activity.waiting_since.is_some());
         }
     }
 
@@ -272,10 +287,13 @@ impl Leg {
         matches!(self.slots[index(carrier)], Slot::Up { probe: None, .. })
     }
 
-    fn begin_probe(&mut self, now: Instant, carrier: Carrier) {
+    /// Begins to ask the relay whether it hears a carrier. On UDP a padded probe fails where the path swallows what is
+    /// as long as QUIC's packets, so that data never goes where only small datagrams pass.
+    fn begin_probe(&mut self, now: Instant, carrier: Carrier, padded: bool) {
         let first = self.counter + 1;
+        let padded = padded && carrier == Carrier::Udp;
         if let Slot::Up { probe, .. } = &mut self.slots[index(carrier)] {
-            *probe = Some(Probe { first, sent: 0, next: now });
+            *probe = Some(Probe { first, sent: 0, next: now, padded });
             self.continue_probe(now, carrier);
         }
     }
@@ -300,7 +318,7 @@ impl Leg {
     }
 
     fn send_bind(&mut self, carrier: Carrier) {
-        let Slot::Up { challenge, .. } = self.slots[index(carrier)] else { return };
+        let Slot::Up { challenge, probe } = self.slots[index(carrier)] else { return };
         self.counter += 1;
         let bind = Control {
             kind: Kind::Bind,
@@ -309,7 +327,8 @@ impl Leg {
             counter: self.counter,
             value: challenge,
         };
-        self.outputs.push_back(Output::Send(carrier, bind.encode(&self.key)));
+        let padded = probe.is_some_and(|probe| probe.padded);
+        self.outputs.push_back(Output::Send { carrier, datagram: bind.encode(&self.key), padded });
     }
 
     /// A carrier does not answer. If it is the one in use, the other is tried at once; so it is in place of the rest of
@@ -339,7 +358,7 @@ impl Leg {
         if counter < self.active_counter {
             // The relay has taken a later bind over another carrier since: ask again where it is heard better.
             if carrier == Carrier::Udp {
-                self.begin_probe(now, carrier);
+                self.begin_probe(now, carrier, true);
             }
             return;
         }
@@ -348,8 +367,9 @@ impl Leg {
             self.silent = false;
             self.outputs.push_back(Output::Silent(false));
         }
-        if self.active != Some(carrier) {
+        if self.active != Some(carrier) || self.afresh {
             self.active = Some(carrier);
+            self.afresh = false;
             self.outputs.push_back(Output::Use(carrier));
             self.settle(now, carrier);
         }
@@ -464,6 +484,9 @@ mod tests {
         now: Instant,
         leg: Leg,
         passes: [bool; 2],
+        /// Whether the path of UDP carries only what is small.
+        narrow: bool,
+        used: Vec<Carrier>,
         bound: Option<(Carrier, u64)>,
         last_counter: u64,
         under_way: VecDeque<(Instant, Carrier, [u8; SIZE])>,
@@ -481,6 +504,8 @@ mod tests {
                 now,
                 leg: Leg::new(now, CIRCUIT, Role::Source, key(), None),
                 passes: [true; 2],
+                narrow: false,
+                used: Vec::new(),
                 bound: None,
                 last_counter: 0,
                 under_way: VecDeque::new(),
@@ -516,8 +541,12 @@ mod tests {
                 match output {
                     Output::Start(carrier) => self.ready.push_back((self.now + DELAY, carrier)),
                     Output::Stop(carrier) => self.ready.retain(|(_, c)| *c != carrier),
-                    Output::Send(carrier, datagram) if self.passes[index(carrier)] => self.relay(carrier, &datagram),
-                    Output::Send(..) | Output::Use(_) => {}
+                    Output::Send { carrier, padded: true, .. } if self.narrow && carrier == Carrier::Udp => {}
+                    Output::Send { carrier, datagram, .. } if self.passes[index(carrier)] => {
+                        self.relay(carrier, &datagram);
+                    }
+                    Output::Send { .. } => {}
+                    Output::Use(carrier) => self.used.push(carrier),
                     Output::Silent(silent) => self.silent = silent,
                     Output::Ended(code) => self.ended = Some(code),
                 }
@@ -617,6 +646,30 @@ mod tests {
         assert!(!world.silent);
     }
 
+    /// A path that swallows packets as long as QUIC's, but not binds.
+    #[test]
+    fn a_narrow_path_of_udp_is_never_taken() {
+        let mut world = World::new();
+        world.narrow = true;
+        world.until(secs(1), "WebSocket in use", |w| w.leg.active() == Some(Carrier::WebSocket));
+        world.run(secs(1000));
+        assert_eq!(world.used, [Carrier::WebSocket]);
+        world.narrow = false;
+        world.until(secs(250), "UDP in use", |w| w.leg.active() == Some(Carrier::Udp));
+    }
+
+    #[test]
+    fn a_path_that_becomes_narrow_is_left_when_data_waits() {
+        let mut world = World::new();
+        world.run(secs(5));
+        world.narrow = true;
+        world.run(secs(60));
+        assert_eq!(world.used, [Carrier::Udp], "small datagrams pass, and nothing else is needed");
+        world.activity.waiting_since = Some(world.now);
+        world.until(secs(3), "WebSocket in use", |w| w.leg.active() == Some(Carrier::WebSocket));
+        assert!(!world.silent);
+    }
+
     #[test]
     fn a_silent_relay_is_noticed_in_time_and_found_again() {
         let mut world = World::new();
@@ -683,6 +736,9 @@ mod tests {
         world.leg.handle_network_change(world.now);
         let took = world.until(secs(1), "bound again", |w| w.bound.unwrap().1 > before);
         assert!(took <= DELAY * 3, "{took:?}");
+        world.run(secs(60));
+        assert_eq!(world.leg.active(), Some(Carrier::Udp), "WebSocket is not needed where UDP works");
+        assert_eq!(world.used, [Carrier::Udp; 2], "whoever sends is told of the way afterwards too");
     }
 
     #[test]
