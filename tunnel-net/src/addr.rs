@@ -2,8 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::dial;
+use crate::proxy::Proxy;
 
 /// Address of a server: a host, the TCP port of its API and WebSocket carrier, and the UDP port of its relay.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,6 +18,8 @@ pub struct ServerAddr {
     pub tcp_port: u16,
     /// Port of the relay and of control links.
     pub udp_port: u16,
+    /// The proxy through which TCP goes; UDP never takes one.
+    pub proxy: Option<Arc<Proxy>>,
 }
 
 /// Tells that a text is no address of a server.
@@ -29,32 +35,24 @@ impl ServerAddr {
         self
     }
 
+    /// Sets the proxy through which TCP goes, or that there is none.
+    #[must_use]
+    pub fn with_proxy(mut self, proxy: Option<Arc<Proxy>>) -> Self {
+        self.proxy = proxy;
+        self
+    }
+
     /// Looks up the addresses of a port, IPv6 and IPv4 in turn, in the order in which they are to be tried
     /// (RFC 8305 section 4).
     ///
     /// # Errors
     /// Returns what the resolver says, or that the name has no address.
     pub async fn resolve(&self, port: u16) -> io::Result<Vec<SocketAddr>> {
-        let found: Vec<_> = tokio::net::lookup_host((self.host.as_str(), port)).await?.collect();
-        if found.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("`{}` has no address", self.host)));
-        }
-        let (mut v6, mut v4): (Vec<_>, Vec<_>) = found.into_iter().partition(SocketAddr::is_ipv6);
-        v6.dedup();
-        v4.dedup();
-        let mut order = Vec::with_capacity(v6.len() + v4.len());
-        let (mut v6, mut v4) = (v6.into_iter(), v4.into_iter());
-        loop {
-            let pair = [v6.next(), v4.next()];
-            if pair == [None, None] {
-                return Ok(order);
-            }
-            order.extend(pair.into_iter().flatten());
-        }
+        dial::lookup(&self.host, port).await
     }
 }
 
-/// Reads `host:port`; the UDP port is the same number.
+/// Reads `host:port`; the UDP port is the same number, and there is no proxy.
 impl FromStr for ServerAddr {
     type Err = AddrError;
 
@@ -67,12 +65,12 @@ impl FromStr for ServerAddr {
             None => Some(host).filter(|host| is_host(host)),
         };
         let host = host.ok_or_else(wrong)?.to_owned();
-        Ok(Self { host, tcp_port: port, udp_port: port })
+        Ok(Self { host, tcp_port: port, udp_port: port, proxy: None })
     }
 }
 
 /// Says whether a text is an IPv4 address or a DNS name (RFC 1123 section 2.1).
-fn is_host(host: &str) -> bool {
+pub(crate) fn is_host(host: &str) -> bool {
     host.len() <= 253
         && host.split('.').all(|label| {
             (1..=63).contains(&label.len())
@@ -83,10 +81,7 @@ fn is_host(host: &str) -> bool {
 
 impl fmt::Display for ServerAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.parse::<IpAddr>() {
-            Ok(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.tcp_port),
-            _ => write!(f, "{}:{}", self.host, self.tcp_port),
-        }
+        f.write_str(&dial::authority(&self.host, self.tcp_port))
     }
 }
 

@@ -10,11 +10,14 @@ pub mod clock;
 pub mod files;
 pub mod leg;
 pub mod link;
+pub mod proxy;
 pub mod quic;
 pub mod stream;
 pub mod tls;
 pub mod websocket;
 
+mod dial;
 mod wire;
 
 pub use addr::ServerAddr;
+pub use proxy::Proxy;

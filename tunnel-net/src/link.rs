@@ -200,7 +200,7 @@ async fn over_websocket(
     tls: Arc<ClientConfig>,
 ) -> Result<Link, AttemptError> {
     let stream = websocket::connect(server, tls).await?;
-    let server_ip = stream.get_ref().get_ref().0.peer_addr().ok().map(|addr| addr.ip());
+    let server_ip = websocket::server_ip(server, stream.get_ref().get_ref().0);
     let (wire, _, _) = Wire::new();
     let pipe = Pipe::new();
     wire.set_websocket(Some(pipe.clone()));

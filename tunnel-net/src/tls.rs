@@ -24,10 +24,12 @@ use tunnel_proto::{Identity, UnixTime};
 use crate::clock::Clock;
 
 mod credentials;
+mod foreign;
 mod refusal;
 mod verifier;
 
 pub use credentials::{Credentials, CredentialsError};
+pub(crate) use foreign::{is_plain_text, watch};
 pub use refusal::{connection_refusal, io_refusal, refusal};
 use verifier::{Allowed, Roots, Verifier};
 

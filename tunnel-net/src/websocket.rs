@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -19,6 +20,8 @@ use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 use tunnel_proto::{carrier, defaults};
 
 use crate::addr::ServerAddr;
+use crate::proxy::ProxyError;
+use crate::{dial, tls};
 
 /// Bytes that wait to be sent at most; then the sender is told to wait (THREATS part 5).
 const QUEUE_BYTES: usize = 256 * 1024;
@@ -45,42 +48,61 @@ pub enum WebSocketError {
     /// No address answers on the port.
     #[error("could not connect to `{0}`")]
     Connect(String, #[source] io::Error),
+    /// The proxy gave no connection.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// The other side is not our server, or somebody stands between.
     #[error("could not agree on TLS with `{0}`")]
     Tls(String, #[source] io::Error),
+    /// The certificate that was shown is of somebody else. Nothing was sent.
+    #[error(
+        "what answers as `{server}` has a certificate by `{issuer}`, not by this fleet: something on the way intercepts \
+         TLS, or the address is of another server; ask the network's owner to let this server pass untouched"
+    )]
+    Foreign {
+        /// The server that was meant.
+        server: String,
+        /// Who has issued the certificate that was shown, as it says itself.
+        issuer: String,
+        /// What TLS said.
+        #[source]
+        source: io::Error,
+    },
+    /// What answers does not speak TLS.
+    #[error(
+        "what answers as `{server}` does not speak TLS: a captive portal stands on the way, or the port is of another \
+         service; open a web page in a browser, and check the port"
+    )]
+    NoTls {
+        /// The server that was meant.
+        server: String,
+        /// What TLS said.
+        #[source]
+        source: io::Error,
+    },
     /// What answers is no carrier of ours.
     #[error("`{0}` did not accept the WebSocket")]
     Upgrade(String, #[source] Box<tokio_tungstenite::tungstenite::Error>),
 }
 
-/// Connects TCP to the first address of a server that answers, without Nagle's delay.
+/// Connects TCP to a server, through its proxy if it has one, without Nagle's delay.
 ///
 /// # Errors
-/// Tells whether the name or the connection failed.
+/// Tells whether the name, the connection or the proxy failed.
 pub async fn connect_tcp(server: &ServerAddr) -> Result<TcpStream, WebSocketError> {
-    let name = || server.to_string();
-    let addrs =
-        server.resolve(server.tcp_port).await.map_err(|error| WebSocketError::Resolve(name(), error))?;
-    let mut attempts = tokio::task::JoinSet::new();
-    let mut left = addrs.into_iter();
-    let mut last = io::Error::from(io::ErrorKind::TimedOut);
-    // RFC 8305 section 5: the next address is tried when one fails, or has not answered for a while.
-    let stagger = std::time::Duration::from_millis(250);
-    loop {
-        if let Some(addr) = left.next() {
-            attempts.spawn(tokio::time::timeout(defaults::CONNECT_DEADLINE, TcpStream::connect(addr)));
-        } else if attempts.is_empty() {
-            return Err(WebSocketError::Connect(name(), last));
-        }
-        let wait = if left.len() > 0 { stagger } else { defaults::CONNECT_DEADLINE };
-        match tokio::time::timeout(wait, attempts.join_next()).await {
-            Ok(Some(Ok(Ok(Ok(stream))))) => {
-                stream.set_nodelay(true).map_err(|error| WebSocketError::Connect(name(), error))?;
-                return Ok(stream);
-            }
-            Ok(Some(Ok(Ok(Err(error))))) => last = error,
-            Ok(_) | Err(_) => {}
-        }
+    if let Some(proxy) = &server.proxy {
+        return Ok(proxy.connect(&server.host, server.tcp_port).await?);
+    }
+    let addrs = server.resolve(server.tcp_port).await;
+    let addrs = addrs.map_err(|error| WebSocketError::Resolve(server.to_string(), error))?;
+    dial::tcp(addrs).await.map_err(|error| WebSocketError::Connect(server.to_string(), error))
+}
+
+/// Returns the server's own address, which a connection through a proxy does not show.
+pub fn server_ip(server: &ServerAddr, stream: &TcpStream) -> Option<IpAddr> {
+    match server.proxy {
+        Some(_) => None,
+        None => stream.peer_addr().ok().map(|addr| addr.ip()),
     }
 }
 
@@ -90,17 +112,24 @@ pub async fn connect_tcp(server: &ServerAddr) -> Result<TcpStream, WebSocketErro
 /// Tells which of the two failed.
 pub async fn connect_tls(
     server: &ServerAddr,
-    tls: Arc<ClientConfig>,
+    config: Arc<ClientConfig>,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, WebSocketError> {
     let tcp = connect_tcp(server).await?;
-    let failed = |error| WebSocketError::Tls(server.to_string(), error);
     let name = ServerName::try_from(defaults::SERVER_NAME)
-        .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
-    let handshake = tokio_rustls::TlsConnector::from(tls).connect(name, tcp);
-    match tokio::time::timeout(defaults::CONNECT_DEADLINE, handshake).await {
-        Ok(result) => result.map_err(failed),
-        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
-    }
+        .map_err(|_| WebSocketError::Tls(server.to_string(), io::ErrorKind::InvalidInput.into()))?;
+    let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
+    let (result, foreign) = tls::watch(tokio::time::timeout(defaults::CONNECT_DEADLINE, handshake)).await;
+    let error = match result {
+        Ok(Ok(stream)) => return Ok(stream),
+        Ok(Err(error)) => error,
+        Err(_) => io::ErrorKind::TimedOut.into(),
+    };
+    let server = server.to_string();
+    Err(match foreign {
+        Some(issuer) => WebSocketError::Foreign { server, issuer, source: error },
+        None if tls::is_plain_text(&error) => WebSocketError::NoTls { server, source: error },
+        None => WebSocketError::Tls(server, error),
+    })
 }
 
 /// Sets a WebSocket up with the server's carrier path.

@@ -15,7 +15,7 @@ use tunnel_proto::Identity;
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::Subject;
 
-use super::{Ends, NoRevocations, Revocations, provider};
+use super::{Ends, NoRevocations, Revocations, foreign, provider};
 use crate::clock::Clock;
 
 /// What the chain must lead to.
@@ -96,8 +96,12 @@ impl Verifier {
     }
 
     fn verify(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Result<(), Error> {
-        self.judge(leaf, others)
-            .map_err(|error| Error::InvalidCertificate(in_tls_words(error)))
+        self.judge(leaf, others).map_err(|error| {
+            if matches!(error, CertError::UnknownCa | CertError::TooLarge) {
+                foreign::note(leaf);
+            }
+            Error::InvalidCertificate(in_tls_words(error))
+        })
     }
 
     fn judge(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Result<(), CertError> {
@@ -189,8 +193,10 @@ impl ServerCertVerifier for Verifier {
         verify_signature(message, leaf, signed)
     }
 
+    /// Asks for more than is accepted, so that who intercepts TLS shows a certificate, which is refused by name, in
+    /// place of an alert that says nothing.
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SCHEME]
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
