@@ -16,10 +16,10 @@ use tunnel_proto::names::GroupName;
 use tunnel_proto::{Code, Identity, NodeName, OperatorName, UnixTime};
 
 use self::decide::InForce;
+use self::quotas::Quotas;
 use self::trust::Revoked;
 use crate::audit::Event;
 use crate::ca::{Keys, random_bytes};
-use crate::enrol::Enrolments;
 use crate::failure::chain;
 use crate::links::Links;
 use crate::relay::Relay;
@@ -28,6 +28,7 @@ use crate::tunnels::Tunnels;
 
 pub(crate) mod decide;
 mod policies;
+pub(crate) mod quotas;
 pub(crate) mod trust;
 
 /// The ports that peers are told.
@@ -56,7 +57,7 @@ pub(crate) struct Control {
     pub(crate) policy: watch::Sender<Arc<InForce>>,
     pub(crate) tunnels: Tunnels,
     pub(crate) links: Links,
-    pub(crate) enrolments: Enrolments,
+    pub(crate) quotas: Quotas,
     pub(crate) started: Instant,
     /// Work that goes on when who asked for it has left.
     pub(crate) tasks: TaskTracker,
@@ -114,6 +115,15 @@ impl Control {
     pub(crate) async fn note(&self, event: Event) {
         if let Err(error) = self.store.record(event).await {
             tracing::error!(error = %chain(&error), "an event could not be recorded");
+        }
+    }
+
+    /// Records an event that anybody can cause, unless that one has caused too many.
+    pub(crate) async fn note_by(&self, by: &Identity, event: Event) {
+        if self.quotas.records.take(Instant::now(), by) {
+            self.note(event).await;
+        } else {
+            tracing::debug!(%by, ?event, "too many events of one to be recorded");
         }
     }
 

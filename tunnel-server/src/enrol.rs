@@ -1,7 +1,7 @@
 //! Enrolment: a one-time code and a certificate request in, a certificate out.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tunnel_certs::CertificateRequest;
@@ -12,14 +12,12 @@ use tunnel_proto::ids::unhex;
 use tunnel_proto::keys::Secret;
 use tunnel_proto::{Code, Identity, Refusal};
 
-use self::rate::Rate;
 use crate::api::caller::Caller;
 use crate::control::Control;
 use crate::failure::chain;
 use crate::init::{CodeOrder, InitError, make_code};
+use crate::run::gate::Source;
 use crate::store::{Enrolment, Makes};
-
-mod rate;
 
 /// Most ids that one code names.
 const MAX_IDS: usize = 100;
@@ -29,35 +27,6 @@ const MAX_USES: u32 = 100_000;
 const MAX_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Longest id that is looked at, in bytes.
 const MAX_ID: usize = 64;
-
-/// What enrolments share: how many attempts each source has.
-#[derive(Debug)]
-pub(crate) struct Enrolments {
-    rate: Mutex<Rate>,
-}
-
-impl Enrolments {
-    /// Starts with nothing used.
-    pub(crate) fn new() -> Self {
-        Self {
-            rate: Mutex::new(Rate::new(Instant::now())),
-        }
-    }
-
-    fn take(&self, source: IpAddr) -> bool {
-        self.rate
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(Instant::now(), source)
-    }
-
-    fn refund(&self, source: IpAddr) {
-        self.rate
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .refund(source);
-    }
-}
 
 impl Control {
     /// Enrols a newcomer. Who has no good code is told the same, whatever is wrong with it.
@@ -69,7 +38,8 @@ impl Control {
         request: EnrolRequest,
         source: IpAddr,
     ) -> Result<EnrolAnswer, Refusal> {
-        if !self.enrolments.take(source) {
+        let attempts = Source::of(source);
+        if !self.quotas.enrolments.take(Instant::now(), &attempts) {
             return Err(Code::Limit.into());
         }
         let secret = unhex(&request.secret)
@@ -93,7 +63,7 @@ impl Control {
             .enrol(enrolment, now, issue)
             .await
             .map_err(|error| self.store_failed(&error))??;
-        self.enrolments.refund(source);
+        self.quotas.enrolments.refund(&attempts);
         if !enrolled.replaced.is_empty() {
             self.reload_revoked(&enrolled.identity.to_string()).await?;
         }

@@ -21,9 +21,9 @@ use crate::audit::Event;
 use crate::ca::{Keys, KeysError};
 use crate::config::{Config, DataDir};
 use crate::control::decide::InForce;
+use crate::control::quotas::Quotas;
 use crate::control::trust::Revoked;
 use crate::control::{Control, Ports};
-use crate::enrol::Enrolments;
 use crate::failure::chain;
 use crate::links::Links;
 use crate::policy::Engine;
@@ -35,6 +35,7 @@ use crate::{api, links, tunnels};
 use self::tcp::Front;
 
 pub(crate) mod gate;
+pub(crate) mod rate;
 mod tcp;
 
 /// Connections that wait to be accepted.
@@ -136,14 +137,12 @@ impl Server {
             .map_err(|source| listen_error(config.listen, "TCP", source))?;
         let (relay, endpoint, events) = start_relay(config.listen, tcp, &keys, tls.link)?;
         let udp = relay.local_addr();
+        let ports = told_ports(&config, tcp, udp);
         let control = Arc::new(Control {
             identity: keys.identity().clone(),
             node: config.node,
             address: config.address,
-            ports: Ports {
-                tcp: tcp.port(),
-                udp: udp.port(),
-            },
+            ports,
             trust: keys.trust.clone(),
             clock,
             keys,
@@ -153,14 +152,12 @@ impl Server {
             policy: watch::Sender::new(Arc::new(policy)),
             tunnels: Tunnels::default(),
             links: Links::default(),
-            enrolments: Enrolments::new(),
+            quotas: Quotas::new(Instant::now()),
             started: Instant::now(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        let recovered = control.recover().await.map_err(RunError::Recovery)?;
-        let node = control.node.clone();
-        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let (node, version) = (control.node.clone(), env!("CARGO_PKG_VERSION").to_owned());
         let policy_revision = control.in_force().revision;
         control
             .store
@@ -170,6 +167,7 @@ impl Server {
                 policy_revision,
             })
             .await?;
+        let recovered = control.recover().await.map_err(RunError::Recovery)?;
         tracing::info!(node = %control.node, %tcp, %udp, recovered, "listening");
 
         let api_tls = Arc::new(ArcSwap::new(tls.api));
@@ -220,7 +218,9 @@ impl Server {
         let ended = async { while self.lasting.join_next().await.is_some() {} };
         let in_order = tokio::time::timeout(DRAIN, ended).await.is_ok();
         let relay = control.relay.clone();
-        let halted = tokio::task::spawn_blocking(move || relay.shutdown()).await.is_ok();
+        let halted = tokio::task::spawn_blocking(move || relay.shutdown())
+            .await
+            .is_ok();
         control.tasks.close();
         let drained = tokio::time::timeout(DRAIN, control.tasks.wait()).await.is_ok();
         control
@@ -344,6 +344,21 @@ fn try_listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Returns the ports that peers are told: those of the server's address, which may be mapped to the ones that it listens on.
+/// Where it listens on any free port, it can only be these.
+const fn told_ports(config: &Config, tcp: SocketAddr, udp: SocketAddr) -> Ports {
+    if config.listen.port() == 0 {
+        return Ports {
+            tcp: tcp.port(),
+            udp: udp.port(),
+        };
+    }
+    Ports {
+        tcp: config.address.tcp_port,
+        udp: config.address.udp_port,
+    }
 }
 
 /// Starts the relay on the port that TCP has. Where any port will do and this one is taken, it gets another.

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use tunnel_proto::{DeviceId, TunnelId};
+use tunnel_proto::{DeviceId, Identity, TunnelId};
 
 use self::table::{Live, Phase, Table};
 
@@ -42,5 +42,15 @@ impl Tunnels {
     pub(crate) fn is_live_at(&self, id: TunnelId, device: &DeviceId) -> bool {
         self.get(id)
             .is_some_and(|live| live.facts.device == *device && !matches!(live.phase(), Phase::Ended(_)))
+    }
+
+    /// Returns the tunnels that a device should have, by what is known here, and does not have, by its own list.
+    pub(crate) fn missing_at(&self, device: &Identity, tunnels: &[TunnelId]) -> Vec<TunnelId> {
+        let accepted = |phase| matches!(phase, Phase::Opening | Phase::Open);
+        let live = self.table().of_identity(device);
+        let missing = live
+            .iter()
+            .filter(|live| accepted(live.phase()) && !tunnels.contains(&live.facts.id));
+        missing.map(|live| live.facts.id).collect()
     }
 }

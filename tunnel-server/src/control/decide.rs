@@ -1,10 +1,10 @@
 //! Asking the policy: the facts of callers and devices in the engine's terms.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tunnel_certs::authority::BACKDATE;
 use tunnel_proto::names::GroupName;
-use tunnel_proto::{Code, OperatorName, ServiceName, UnixTime};
+use tunnel_proto::{Code, ServiceName, UnixTime};
 
 use super::Control;
 use crate::api::caller::Caller;
@@ -182,8 +182,10 @@ impl Control {
         if self.may(caller, action).await? {
             return Ok(());
         }
-        let operator: OperatorName = caller.name.clone();
-        let source = caller.source.ip().to_string();
+        if !self.quotas.records.take(Instant::now(), &caller.peer.identity) {
+            return Err(Code::Limit);
+        }
+        let (operator, source) = (caller.name.clone(), caller.source.ip().to_string());
         let event = Event::AccessDenied {
             operator,
             action: name.to_owned(),

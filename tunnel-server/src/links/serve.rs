@@ -59,6 +59,8 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
             offers: Default::default(),
         }),
     });
+    // Asked before anything can be offered over this link.
+    let missing = control.tunnels.missing_at(&link.peer.identity, &hello.tunnels);
     let replaced = control.links.insert(&link);
     if let Some(older) = &replaced {
         older.close(Code::TunnelLost);
@@ -70,6 +72,9 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
     }
     // A tunnel that is cut from here on is told over this link; one that was cut before is on this list.
     let ended = unknown_tunnels(&control, &link.device, &hello.tunnels);
+    if !missing.is_empty() {
+        control.spawn(work::end_missing(control.clone(), link.device.clone(), missing));
+    }
     attend(
         &control,
         &link,
@@ -142,7 +147,7 @@ async fn attend(
             why: why.to_owned(),
             linked_secs,
         };
-        control.note(event).await;
+        control.note_by(&link.peer.identity, event).await;
     }
 }
 

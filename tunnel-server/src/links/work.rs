@@ -1,15 +1,16 @@
 //! What an agent says and the store has to know: done beside the reading, so that keepalives never wait for a disk.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tunnel_proto::TunnelId;
 use tunnel_proto::bind::Role;
 use tunnel_proto::message::{
     Attach, Attached, EndTunnel, FromAgent, FromServer, Report, SessionEnded, TunnelEnded,
 };
 use tunnel_proto::token::Presenter;
+use tunnel_proto::{Code, DeviceId, TunnelId};
 
 use super::renew::Renewals;
 use super::{Link, report};
@@ -19,6 +20,9 @@ use crate::store::SessionRecord;
 
 /// Operations of one agent that are with the store at once; they share its commits.
 const AT_ONCE: usize = 64;
+
+/// How long an agent that is back has to say why tunnels of before have ended.
+const TO_SAY_WHY: Duration = Duration::from_secs(5);
 
 /// Does one agent's work until its link has ended and nothing waits any more.
 pub(super) async fn work(
@@ -56,15 +60,14 @@ pub(super) async fn work(
 /// Records that the link is up and what the device says of itself.
 async fn note_linked(control: &Control, link: &Link, replaced: bool) {
     let (_, source) = control.relay.peer_of(link.connection.remote_address());
-    control
-        .note(Event::DeviceLinked {
-            device: link.device.clone(),
-            carrier: link.carrier.as_str().to_owned(),
-            source: source.ip().to_string(),
-            version: link.version.clone(),
-            replaced,
-        })
-        .await;
+    let event = Event::DeviceLinked {
+        device: link.device.clone(),
+        carrier: link.carrier.as_str().to_owned(),
+        source: source.ip().to_string(),
+        version: link.version.clone(),
+        replaced,
+    };
+    control.note_by(&link.peer.identity, event).await;
     seen(control, link).await;
 }
 
@@ -149,5 +152,17 @@ async fn tunnel_ended(control: &Arc<Control>, link: &Link, ended: TunnelEnded) {
         let _ = control
             .end_at_device(ended.tunnel, ended.reason, &link.device)
             .await;
+    }
+}
+
+/// Ends the tunnels that an agent no longer has: it was started anew, or ended them while it was not linked. In the second
+/// case it says why, and has a moment to do so.
+pub(super) async fn end_missing(control: Arc<Control>, device: DeviceId, missing: Vec<TunnelId>) {
+    tokio::select! {
+        () = tokio::time::sleep(TO_SAY_WHY) => {
+            control.end_tunnels(missing, Code::TunnelLost, &format!("device/{device}")).await;
+        }
+        // They are asked for again when the server is back.
+        () = control.stopping() => {}
     }
 }

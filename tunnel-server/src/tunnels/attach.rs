@@ -53,7 +53,7 @@ impl Control {
                 presented_by: by.identity.to_string(),
                 reason,
             };
-            self.note(event).await;
+            self.note_by(by.identity, event).await;
         }
         redeemed
     }

@@ -28,7 +28,10 @@ impl Control {
     pub(crate) fn cut(&self, id: TunnelId, why: Code) -> Option<Cut> {
         let cut = self.stop_tunnel(id, why)?;
         if let Some(link) = self.links.get(&cut.live.facts.device) {
-            link.send(FromServer::EndTunnel(EndTunnel { tunnel: id, reason: why.into() }));
+            link.send(FromServer::EndTunnel(EndTunnel {
+                tunnel: id,
+                reason: why.into(),
+            }));
         }
         Some(cut)
     }
@@ -40,7 +43,12 @@ impl Control {
         let traffic = self.relay.close(live.facts.circuit, why);
         let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         tracing::info!(tunnel = %id.fmt_short(), why = why.as_str(), micros, "tunnel ended");
-        Some(Cut { live, before, why, traffic })
+        Some(Cut {
+            live,
+            before,
+            why,
+            traffic,
+        })
     }
 
     /// Writes an end down. Until that has worked it is tried again, since a tunnel without an end would be taken for a
@@ -122,7 +130,12 @@ impl Control {
     ///
     /// # Errors
     /// Returns the code of a record that could not be written; the tunnel has ended all the same.
-    pub(crate) async fn end_at_device(self: &Arc<Self>, id: TunnelId, why: Code, device: &DeviceId) -> Result<(), Code> {
+    pub(crate) async fn end_at_device(
+        self: &Arc<Self>,
+        id: TunnelId,
+        why: Code,
+        device: &DeviceId,
+    ) -> Result<(), Code> {
         match self.stop_tunnel(id, why) {
             Some(cut) => self.record_end(cut, &format!("device/{device}")).await,
             None => Ok(()),

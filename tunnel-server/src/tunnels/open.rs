@@ -129,6 +129,9 @@ impl Control {
         request: OpenTunnel,
     ) -> Result<OpenedTunnel, Refusal> {
         let wish = Wish::read(request)?;
+        if !self.quotas.decisions.take(Instant::now(), &caller.peer.identity) {
+            return Err(Code::Limit.into());
+        }
         for _ in 0..ATTEMPTS {
             match self.try_open(caller, &wish).await {
                 Ok(opened) => return Ok(opened),

@@ -77,3 +77,22 @@ async fn a_revocation_outlives_a_restart() {
     assert!(Agent::link_with(&world, &device, &[]).await.is_err());
     world.server.shutdown().await;
 }
+
+/// An agent that was started anew has lost its tunnels, and says so by its list.
+#[tokio::test]
+async fn tunnels_that_an_agent_has_lost_are_ended() {
+    let world = World::new().await;
+    let device = world.device("pump").await;
+    let (api, mut agent) = (world.api(&world.admin), Agent::link(&world, &device).await);
+    let (kept, _) = agent.opened(&api, "pump").await;
+    let (lost, _) = agent.opened(&api, "pump").await;
+    let (kept, lost): (OpenedTunnel, OpenedTunnel) = (kept.good(), lost.good());
+    let mut again = Agent::link_with(&world, &device, &[kept.tunnel]).await.unwrap();
+    let (fresh, _) = again.opened(&api, "pump").await;
+    let fresh: OpenedTunnel = fresh.good();
+    assert_eq!(api.end_of(lost.tunnel).await, "E_TUNNEL_LOST");
+    for tunnel in [kept.tunnel, fresh.tunnel] {
+        assert_eq!(api.tunnel(tunnel).await.state, "opening");
+    }
+    world.server.shutdown().await;
+}

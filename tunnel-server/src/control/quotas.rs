@@ -1,0 +1,51 @@
+//! How much callers and agents may make the server do and write down.
+
+use std::time::{Duration, Instant};
+
+use tunnel_proto::Identity;
+
+use crate::run::gate::Source;
+use crate::run::rate::{Allowance, Rate};
+
+/// Enrolments that fail. Ten people behind one address can log in together.
+const ENROLMENTS: Allowance = Allowance {
+    burst: 30,
+    refill: Duration::from_secs(2),
+    burst_all: 2_000,
+    refill_all: Duration::from_millis(20),
+};
+
+/// Tunnels that one operator asks for: an automation's burst over a whole fleet, and then fifty a second.
+const DECISIONS: Allowance = Allowance {
+    burst: 1_000,
+    refill: Duration::from_millis(20),
+    burst_all: 10_000,
+    refill_all: Duration::from_millis(1),
+};
+
+/// Records that one can cause without having any right: refusals, and links that come and go (THREATS AUD-05).
+const RECORDS: Allowance = Allowance {
+    burst: 200,
+    refill: Duration::from_secs(1),
+    burst_all: 20_000,
+    refill_all: Duration::from_millis(2),
+};
+
+/// The quotas of everybody.
+#[derive(Debug)]
+pub(crate) struct Quotas {
+    pub(crate) enrolments: Rate<Source>,
+    pub(crate) decisions: Rate<Identity>,
+    pub(crate) records: Rate<Identity>,
+}
+
+impl Quotas {
+    /// Starts with nothing used.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            enrolments: Rate::new(ENROLMENTS, now),
+            decisions: Rate::new(DECISIONS, now),
+            records: Rate::new(RECORDS, now),
+        }
+    }
+}
