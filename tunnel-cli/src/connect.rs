@@ -6,6 +6,7 @@ use tunnel_proto::{Code, DeviceId, ServiceName};
 
 use crate::failure::Failure;
 use crate::home::Home;
+use crate::output::Output as Talk;
 use crate::signals;
 use crate::ssh::host_keys;
 use crate::stdio::{Input, Output};
@@ -32,7 +33,7 @@ pub struct Connect {
 ///
 /// # Errors
 /// Tells who refused, cut or broke off.
-pub async fn run(home: &Home, connect: Connect) -> Result<(), Failure> {
+pub async fn run(home: &Home, talk: Talk, connect: Connect) -> Result<(), Failure> {
     let mut signals = signals::Signals::new()?;
     let Connect {
         device,
@@ -54,6 +55,7 @@ pub async fn run(home: &Home, connect: Connect) -> Result<(), Failure> {
     let result = tokio::select! {
         result = carry(&tunnel, &service) => result,
         failure = tunnel.ended() => Err(failure),
+        never = tunnel.tell_silence(talk) => match never {},
         () = signals.any() => Err(Failure::interrupted()),
     };
     tunnel.close().await;

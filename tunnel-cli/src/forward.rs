@@ -83,6 +83,7 @@ pub async fn run(home: &Home, output: Output, forward: Forward) -> Result<(), Fa
     }
     let failure = tokio::select! {
         failure = tunnel.ended() => failure,
+        never = tunnel.tell_silence(output) => match never {},
         () = signals.any() => Failure::interrupted(),
         Some(_) = accepting.join_next() => Failure::new(Code::Internal, "a local port is no longer served"),
     };

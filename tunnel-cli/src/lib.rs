@@ -51,7 +51,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             .with_writer(std::io::stderr)
             .init();
     }
-    match start(cli, output) {
+    match start(with_escape(cli, &args), output) {
         Ok(()) => ExitCode::from(Exit::Done as u8),
         Err(failure) => {
             output.failure(&failure);
@@ -84,6 +84,21 @@ fn wrong_use(args: &[OsString], error: &clap::Error) -> ExitCode {
         output::write_stderr(&escape::escape_lines(&text));
     }
     ExitCode::from(Exit::Usage as u8)
+}
+
+/// Puts back the `--` with which the arguments of OpenSSH's programs begin: clap takes it for its own, and then a host
+/// that looks like an option would be read as one.
+fn with_escape(mut cli: Cli, args: &[OsString]) -> Cli {
+    if let Command::Ssh(ssh) | Command::Scp(ssh) = &mut cli.command {
+        let before = args
+            .len()
+            .checked_sub(ssh.args.len() + 1)
+            .and_then(|at| args.get(at));
+        if before.is_some_and(|before| before == "--") {
+            ssh.args.insert(0, "--".into());
+        }
+    }
+    cli
 }
 
 fn start(cli: Cli, output: Output) -> Result<(), Failure> {
@@ -121,7 +136,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
                 host_keys: args.host_keys,
                 ask,
             };
-            connect::run(&context.home, connect).await
+            connect::run(&context.home, context.output, connect).await
         }
         Command::Forward(args) => {
             let ask = with_environment(args.ask)?;
@@ -176,5 +191,43 @@ fn from_environment<T: FromStr<Err: Display>>(name: &str) -> Result<Option<T>, F
             .map_err(|error: T::Err| wrong(error.to_string())),
         Err(std::env::VarError::NotPresent) => Ok(None),
         Err(error) => Err(wrong(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ssh_args(line: &str) -> Vec<OsString> {
+        let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let cli = Cli::try_parse_from(&args).unwrap();
+        let (Command::Ssh(ssh) | Command::Scp(ssh)) = with_escape(cli, &args).command else {
+            panic!("not ssh")
+        };
+        ssh.args
+    }
+
+    /// THREATS CLI-03.
+    #[test]
+    fn the_arguments_of_openssh_come_through_as_they_are() {
+        for line in [
+            "pump-17 -- uname -a",
+            "-v -p 22 ana@pump-17 ls -l --json",
+            "pump-17 -v -- --home x",
+            "-- pump-17 ls",
+            "-- -v ls",
+            "--",
+            "-- --",
+            "-oUser=ana pump-17 --",
+        ] {
+            let expected: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            for own in ["ssh", "--json scp", "ssh --reason x --service=b"] {
+                assert_eq!(
+                    ssh_args(&format!("tunnel {own} {line}")),
+                    expected,
+                    "{own} {line}"
+                );
+            }
+        }
     }
 }

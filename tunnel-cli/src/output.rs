@@ -1,6 +1,6 @@
 //! Where a command's data and talk go: data to stdout, as text or JSON, and everything else to stderr.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
 use tunnel_proto::Code;
@@ -82,7 +82,13 @@ pub fn write_stdout(text: &str) -> Result<(), Failure> {
 
 /// Writes talk to stderr. There is nowhere to complain if it fails.
 pub fn write_stderr(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let mut stderr = io::stderr().lock();
+    // Under `ssh`, the terminal may be one that does not return to the start of the line by itself.
+    let _ = if stderr.is_terminal() {
+        stderr.write_all(text.replace('\n', "\r\n").as_bytes())
+    } else {
+        stderr.write_all(text.as_bytes())
+    };
 }
 
 /// Lays rows out in columns, each cell escaped; the last column is not padded.

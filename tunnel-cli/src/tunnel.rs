@@ -3,6 +3,7 @@
 mod end;
 pub mod session;
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use tunnel_net::leg::{Leg, LegConfig};
@@ -17,6 +18,7 @@ use tunnel_proto::{Code, DeviceId, Identity, ServiceName, TunnelId};
 use crate::api::Api;
 use crate::failure::Failure;
 use crate::home::Login;
+use crate::output::Output;
 use crate::ttl::Span;
 use end::End;
 
@@ -131,6 +133,28 @@ impl Tunnel {
     /// Waits until the tunnel ends, whoever ends it, and tells why.
     pub async fn ended(&self) -> Failure {
         self.end.reason(&self.connection).await
+    }
+
+    /// Tells each time that the relay falls silent and that it answers again; never returns.
+    ///
+    /// The tunnel goes on meanwhile: nothing is lost, and all ways to the relay are being tried.
+    pub async fn tell_silence(&self, output: Output) -> Infallible {
+        let mut state = self.leg.state();
+        let mut silent = false;
+        loop {
+            let now = *state.borrow_and_update();
+            if now.silent != silent {
+                silent = now.silent;
+                match now.active {
+                    _ if silent => output.note("the relay is silent; all ways to it are being tried"),
+                    Some(carrier) => output.note(&format!("the relay answers again, over {carrier}")),
+                    None => output.note("the relay answers again"),
+                }
+            }
+            if state.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Closes the tunnel: tells the device and the server, in bounded time.

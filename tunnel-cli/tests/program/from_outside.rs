@@ -138,6 +138,21 @@ fn a_command_without_a_login_says_what_to_do() {
     }
 }
 
+/// THREATS CLI-02: after `--`, a host that looks like an option is a host, and a bad one.
+#[test]
+fn an_option_in_the_place_of_a_host_is_no_option() {
+    let place = Place::new();
+    for args in [
+        ["ssh", "--", "-v"],
+        ["ssh", "--", "-oProxyCommand=id"],
+        ["ssh", "--", "--"],
+    ] {
+        let run = place.run(&args);
+        assert_eq!(run.code, 255, "{args:?}");
+        assert!(run.stderr.contains("E_BAD_NAME"), "{args:?}: {}", run.stderr);
+    }
+}
+
 #[test]
 fn logging_out_twice_is_no_fault() {
     let place = Place::new();
