@@ -5,10 +5,19 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
 
+pub mod api;
 pub mod audit;
 pub mod ca;
+pub mod cli;
 pub mod config;
 pub mod failure;
 pub mod init;
 pub mod policy;
+pub mod relay;
+pub mod run;
 pub mod store;
+
+mod control;
+mod enrol;
+mod links;
+mod tunnels;
