@@ -19,7 +19,10 @@ pub struct Head {
 
 impl Head {
     /// The empty chain.
-    pub const START: Self = Self { seq: 0, hash: [0; 32] };
+    pub const START: Self = Self {
+        seq: 0,
+        hash: [0; 32],
+    };
 
     /// Checks that `record` comes next, and returns the head with it.
     ///
@@ -100,7 +103,11 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Makes a checkpoint of a head.
     pub const fn of(head: Head, time: UnixTime) -> Self {
-        Self { seq: head.seq, hash: head.hash, time }
+        Self {
+            seq: head.seq,
+            hash: head.hash,
+            time,
+        }
     }
 
     /// Signs the checkpoint.
@@ -127,9 +134,19 @@ impl Checkpoint {
     pub fn fits(&self, records: &[AuditRecord]) -> Result<(), Broken> {
         let found = match self.seq {
             0 => Some([0; 32]),
-            seq => records.iter().find(|record| record.seq == seq).and_then(|record| unhex(&record.hash)),
+            seq => records
+                .iter()
+                .find(|record| record.seq == seq)
+                .and_then(|record| unhex(&record.hash)),
         };
-        if found == Some(self.hash) { Ok(()) } else { Err(Broken { seq: self.seq, fault: Fault::Checkpoint }) }
+        if found == Some(self.hash) {
+            Ok(())
+        } else {
+            Err(Broken {
+                seq: self.seq,
+                fault: Fault::Checkpoint,
+            })
+        }
     }
 }
 
@@ -147,7 +164,14 @@ mod tests {
                 let hash = audit_hash(&head.hash, seq, seq * 7, &kind, &body);
                 let prev = hex(&head.hash);
                 head = Head { seq, hash };
-                AuditRecord { seq, time_millis: seq * 7, kind, body, prev, hash: hex(&hash) }
+                AuditRecord {
+                    seq,
+                    time_millis: seq * 7,
+                    kind,
+                    body,
+                    prev,
+                    hash: hex(&hash),
+                }
             })
             .collect()
     }
@@ -170,14 +194,36 @@ mod tests {
     fn each_fault_is_named_with_its_record() {
         let mut changed = chain(5);
         changed[2].body.push(' ');
-        assert_eq!(verify(Head::START, &changed), Err(Broken { seq: 3, fault: Fault::Content }));
+        assert_eq!(
+            verify(Head::START, &changed),
+            Err(Broken {
+                seq: 3,
+                fault: Fault::Content
+            })
+        );
         let mut deleted = chain(5);
         deleted.remove(1);
-        assert_eq!(verify(Head::START, &deleted), Err(Broken { seq: 2, fault: Fault::Number { found: 3 } }));
+        assert_eq!(
+            verify(Head::START, &deleted),
+            Err(Broken {
+                seq: 2,
+                fault: Fault::Number { found: 3 }
+            })
+        );
         let mut other = chain(5);
         other[3].prev = "0".repeat(64);
-        assert_eq!(verify(Head::START, &other), Err(Broken { seq: 4, fault: Fault::Link }));
-        let text = Broken { seq: 3, fault: Fault::Content }.to_string();
+        assert_eq!(
+            verify(Head::START, &other),
+            Err(Broken {
+                seq: 4,
+                fault: Fault::Link
+            })
+        );
+        let text = Broken {
+            seq: 3,
+            fault: Fault::Content,
+        }
+        .to_string();
         assert_eq!(text, "audit record 3 was changed after it was written");
     }
 
@@ -189,27 +235,45 @@ mod tests {
         let signed = Checkpoint::of(head, UnixTime::from_secs(9)).sign(&key());
         let checkpoint = Checkpoint::verify(&signed, &key().verifying_key()).unwrap();
         assert_eq!(checkpoint.fits(&records), Ok(()));
-        let gone = Err(Broken { seq: 6, fault: Fault::Checkpoint });
+        let gone = Err(Broken {
+            seq: 6,
+            fault: Fault::Checkpoint,
+        });
         assert_eq!(checkpoint.fits(&records[..5]), gone);
         assert_eq!(checkpoint.fits(&[]), gone);
         let mut forked = chain(5);
         let mut last = chain(6).remove(5);
         last.body = "{}".into();
         let head = verify(Head::START, &forked).unwrap();
-        last.hash = hex(&audit_hash(&head.hash, 6, last.time_millis, &last.kind, &last.body));
+        last.hash = hex(&audit_hash(
+            &head.hash,
+            6,
+            last.time_millis,
+            &last.kind,
+            &last.body,
+        ));
         forked.push(last);
         assert!(verify(Head::START, &forked).is_ok());
         assert_eq!(checkpoint.fits(&forked), gone);
-        assert_eq!(Checkpoint::of(Head::START, UnixTime::from_secs(1)).fits(&[]), Ok(()));
+        assert_eq!(
+            Checkpoint::of(Head::START, UnixTime::from_secs(1)).fits(&[]),
+            Ok(())
+        );
     }
 
     #[test]
     fn a_checkpoint_of_another_key_is_refused() {
         let signed = Checkpoint::of(Head::START, UnixTime::from_secs(9)).sign(&key());
         let other = SigningKey::from_seed(&Secret::new([6; 32])).unwrap();
-        assert_eq!(Checkpoint::verify(&signed, &other.verifying_key()), Err(Code::TokenAlg));
+        assert_eq!(
+            Checkpoint::verify(&signed, &other.verifying_key()),
+            Err(Code::TokenAlg)
+        );
         let grant = key().sign(Purpose::Grant, b"");
-        assert_eq!(Checkpoint::verify(&grant, &key().verifying_key()), Err(Code::TokenAlg));
+        assert_eq!(
+            Checkpoint::verify(&grant, &key().verifying_key()),
+            Err(Code::TokenAlg)
+        );
     }
 
     /// An edit as somebody with the file could make it.
@@ -254,10 +318,12 @@ mod tests {
                 record.hash = hex(&hash);
             }
         }
-        (0..records.len()).find(|&at| before.get(at) != Some(&records[at])).or(match records.len() < length {
-            true => Some(records.len()),
-            false => None,
-        })
+        (0..records.len())
+            .find(|&at| before.get(at) != Some(&records[at]))
+            .or(match records.len() < length {
+                true => Some(records.len()),
+                false => None,
+            })
     }
 
     proptest! {

@@ -18,11 +18,18 @@ pub const MAX_TEXT: usize = 512;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "body")]
 #[non_exhaustive]
-#[expect(missing_docs, reason = "the fields carry the names of the design's words, and each variant says what happened")]
+#[expect(
+    missing_docs,
+    reason = "the fields carry the names of the design's words, and each variant says what happened"
+)]
 pub enum Event {
     /// The server started.
     #[serde(rename = "server.started")]
-    ServerStarted { node: NodeName, version: String, policy_revision: u64 },
+    ServerStarted {
+        node: NodeName,
+        version: String,
+        policy_revision: u64,
+    },
     /// The server stopped in good order.
     #[serde(rename = "server.stopped")]
     ServerStopped { node: NodeName },
@@ -41,13 +48,24 @@ pub enum Event {
     },
     /// An enrolment with a known code was refused.
     #[serde(rename = "enrol.refused")]
-    EnrolRefused { code: String, wanted: Option<String>, key: KeyHash, reason: Code, source: String },
+    EnrolRefused {
+        code: String,
+        wanted: Option<String>,
+        key: KeyHash,
+        reason: Code,
+        source: String,
+    },
     /// Enrolments with unknown, expired or used codes were refused: how many since the last such record.
     #[serde(rename = "enrol.guessed")]
     EnrolGuessed { count: u64, last_source: String },
     /// Somebody tried to enrol with a key that another identity has, or that was revoked.
     #[serde(rename = "key.reused")]
-    KeyReused { code: String, wanted: String, key: KeyHash, source: String },
+    KeyReused {
+        code: String,
+        wanted: String,
+        key: KeyHash,
+        source: String,
+    },
     /// A device was enrolled; `replaced` are the keys that were revoked in its favour.
     #[serde(rename = "device.enrolled")]
     DeviceEnrolled {
@@ -88,20 +106,38 @@ pub enum Event {
     },
     /// A device or operator was put into a group or taken out of it.
     #[serde(rename = "group.changed")]
-    GroupChanged { member: String, makes: MemberKind, group: GroupName, added: bool, by: String },
+    GroupChanged {
+        member: String,
+        makes: MemberKind,
+        group: GroupName,
+        added: bool,
+        by: String,
+    },
 
     /// A policy came into force; `sha256` is over its text.
     #[serde(rename = "policy.changed")]
-    PolicyChanged { revision: u64, sha256: String, by: String },
+    PolicyChanged {
+        revision: u64,
+        sha256: String,
+        by: String,
+    },
     /// A policy was not accepted.
     #[serde(rename = "policy.refused")]
     PolicyRefused { errors: Vec<String>, by: String },
     /// A policy failed while it was evaluated, which denied the request.
     #[serde(rename = "policy.failed")]
-    PolicyFailed { operator: OperatorName, action: String, errors: Vec<String> },
+    PolicyFailed {
+        operator: OperatorName,
+        action: String,
+        errors: Vec<String>,
+    },
     /// An operator asked for something other than a tunnel and was denied.
     #[serde(rename = "access.denied")]
-    AccessDenied { operator: OperatorName, action: String, source: String },
+    AccessDenied {
+        operator: OperatorName,
+        action: String,
+        source: String,
+    },
 
     /// A tunnel was decided.
     #[serde(rename = "tunnel.opened")]
@@ -148,20 +184,45 @@ pub enum Event {
     },
     /// A token was refused.
     #[serde(rename = "token.refused")]
-    TokenRefused { tunnel: Option<TunnelId>, role: String, presented_by: String, reason: Code },
+    TokenRefused {
+        tunnel: Option<TunnelId>,
+        role: String,
+        presented_by: String,
+        reason: Code,
+    },
     /// A session has ended.
     #[serde(rename = "session.ended")]
-    SessionEnded { tunnel: TunnelId, service: String, millis: u64, bytes_in: u64, bytes_out: u64 },
+    SessionEnded {
+        tunnel: TunnelId,
+        service: String,
+        millis: u64,
+        bytes_in: u64,
+        bytes_out: u64,
+    },
     /// A session was refused at the device.
     #[serde(rename = "session.refused")]
-    SessionRefused { tunnel: TunnelId, service: String, reason: Code },
+    SessionRefused {
+        tunnel: TunnelId,
+        service: String,
+        reason: Code,
+    },
 
     /// A device's control link came up; `replaced` tells that it took an older link's place.
     #[serde(rename = "device.linked")]
-    DeviceLinked { device: DeviceId, carrier: String, source: String, version: String, replaced: bool },
+    DeviceLinked {
+        device: DeviceId,
+        carrier: String,
+        source: String,
+        version: String,
+        replaced: bool,
+    },
     /// A device's control link is gone.
     #[serde(rename = "device.unlinked")]
-    DeviceUnlinked { device: DeviceId, why: String, linked_secs: u64 },
+    DeviceUnlinked {
+        device: DeviceId,
+        why: String,
+        linked_secs: u64,
+    },
 }
 
 /// What an enrolment makes, and what a group holds.
@@ -208,8 +269,14 @@ impl Event {
     /// Writes the event.
     pub fn write(&self) -> Written {
         let value = serde_json::to_value(self).unwrap_or_default();
-        let kind = value.get("kind").and_then(|kind| kind.as_str()).unwrap_or("event.unwritable").to_owned();
-        let body = value.get("body").map_or_else(|| "{}".to_owned(), ToString::to_string);
+        let kind = value
+            .get("kind")
+            .and_then(|kind| kind.as_str())
+            .unwrap_or("event.unwritable")
+            .to_owned();
+        let body = value
+            .get("body")
+            .map_or_else(|| "{}".to_owned(), ToString::to_string);
         Written { kind, body }
     }
 
@@ -262,7 +329,11 @@ mod tests {
     fn a_hostile_text_stays_one_string() {
         let service = "x\",\"reason\":\"E_OK\"}\n{\u{1b}[2J\u{202e}";
         let tunnel = TunnelId::from_bytes([1; 16]);
-        let event = Event::SessionRefused { tunnel, service: service.into(), reason: Code::LocalPolicy };
+        let event = Event::SessionRefused {
+            tunnel,
+            service: service.into(),
+            reason: Code::LocalPolicy,
+        };
         let written = event.write();
         assert!(!written.body.contains('\n'));
         assert!(!written.body.contains('\u{1b}'));

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tunnel_certs::{Authority, AuthorityError, CertificateRequest, KeyError, KeyPair, RequestError, Trust, renew_at};
+use tunnel_certs::{
+    Authority, AuthorityError, CertificateRequest, KeyError, KeyPair, RequestError, Trust, renew_at,
+};
 use tunnel_net::files::{FileError, read_private_text, write_private};
 use tunnel_net::tls::{Credentials, CredentialsError};
 use tunnel_proto::cose::SigningKey;
@@ -51,13 +53,17 @@ pub enum KeysError {
     #[error("`{}` does not hold 64 hexadecimal digits; restore it from a backup", .0.display())]
     Secret(PathBuf),
     /// The authority's files are not usable.
-    #[error("the fleet's authority is not usable; restore `root.pem`, `issuing.pem` and `issuing-key.pem` from a backup")]
+    #[error(
+        "the fleet's authority is not usable; restore `root.pem`, `issuing.pem` and `issuing-key.pem` from a backup"
+    )]
     Authority(#[source] AuthorityError),
     /// The server's own certificate and key are not usable.
     #[error("the server's own certificate is not usable; remove `server.pem`, and it is issued anew")]
     Own(#[source] CredentialsError),
     /// The server's own key is not usable.
-    #[error("the server's own key is not usable; remove `server-key.pem` and `server.pem`, and they are made anew")]
+    #[error(
+        "the server's own key is not usable; remove `server-key.pem` and `server.pem`, and they are made anew"
+    )]
     OwnKey(#[source] KeyError),
     /// The server cannot ask itself for a certificate.
     #[error("the server could not issue its own certificate")]
@@ -84,7 +90,8 @@ impl Keys {
         let root_pem = read_private_text(&data.root())?.to_string();
         let issuing_pem = read_private_text(&data.issuing())?;
         let issuing_key = read_private_text(&data.issuing_key())?;
-        let authority = Authority::load(&issuing_pem, &issuing_key, &root_pem).map_err(KeysError::Authority)?;
+        let authority =
+            Authority::load(&issuing_pem, &issuing_key, &root_pem).map_err(KeysError::Authority)?;
         let trust = Arc::new(authority.trust().clone());
         if *trust.trust_domain() != config.trust_domain {
             let (found, wanted) = (trust.trust_domain().to_string(), config.trust_domain.to_string());
@@ -96,7 +103,9 @@ impl Keys {
             audit_key: read_signing_key(data.audit_key())?,
             relay_secret: read_secret(data.relay_secret())?,
             identity: Identity::server(trust.trust_domain(), &config.node),
-            issuer: Issuer { authority: Arc::new(authority) },
+            issuer: Issuer {
+                authority: Arc::new(authority),
+            },
             trust,
             data: data.clone(),
         })
@@ -135,14 +144,22 @@ impl Keys {
         Ok(self.stored_credentials(&key, now)?.map(|(_, due)| due))
     }
 
-    fn stored_credentials(&self, key: &KeyPair, now: UnixTime) -> Result<Option<(Credentials, UnixTime)>, KeysError> {
+    fn stored_credentials(
+        &self,
+        key: &KeyPair,
+        now: UnixTime,
+    ) -> Result<Option<(Credentials, UnixTime)>, KeysError> {
         let chain_pem = match read_private_text(&self.data.server()) {
             Ok(chain_pem) => chain_pem,
             Err(error) if error.is_missing() => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let Ok(credentials) = Credentials::load(&chain_pem, &key.to_pem()) else { return Ok(None) };
-        let Ok(peer) = self.trust.verify(credentials.chain(), now) else { return Ok(None) };
+        let Ok(credentials) = Credentials::load(&chain_pem, &key.to_pem()) else {
+            return Ok(None);
+        };
+        let Ok(peer) = self.trust.verify(credentials.chain(), now) else {
+            return Ok(None);
+        };
         let due = renew_at(peer.not_before, peer.not_after);
         Ok((peer.identity == self.identity && now < due).then_some((credentials, due)))
     }
@@ -197,10 +214,13 @@ impl Issuer {
             Subject::Server(_) => SERVER_CERT_LIFETIME,
         };
         let serial = random_bytes().map_err(|_| Refusal::from(Code::Internal))?;
-        let issued = self.authority.issue(request, identity, now, lifetime, serial).map_err(|error| {
-            tracing::error!(error = %chain(&error), %identity, "could not issue a certificate");
-            Refusal::from(Code::Internal)
-        })?;
+        let issued = self
+            .authority
+            .issue(request, identity, now, lifetime, serial)
+            .map_err(|error| {
+                tracing::error!(error = %chain(&error), %identity, "could not issue a certificate");
+                Refusal::from(Code::Internal)
+            })?;
         Ok(Certificate {
             chain_pem: issued.chain_pem,
             serial: issued.serial.as_bytes().to_vec(),
@@ -230,7 +250,9 @@ pub(crate) fn make_secret(path: &std::path::Path) -> Result<Secret, KeysError> {
 
 fn read_secret(path: PathBuf) -> Result<Secret, KeysError> {
     let text = read_private_text(&path)?;
-    unhex(text.trim_end()).map(Secret::new).ok_or(KeysError::Secret(path))
+    unhex(text.trim_end())
+        .map(Secret::new)
+        .ok_or(KeysError::Secret(path))
 }
 
 fn read_signing_key(path: PathBuf) -> Result<SigningKey, KeysError> {

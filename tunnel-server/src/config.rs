@@ -102,7 +102,11 @@ impl fmt::Display for Wrong {
 }
 
 fn joined(wrongs: &[Wrong]) -> String {
-    wrongs.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    wrongs
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 impl Config {
@@ -129,7 +133,12 @@ impl Config {
         match (node, trust_domain, address) {
             (Some(node), Some(trust_domain), Some(address)) if wrongs.is_empty() => {
                 let listen = listen.unwrap_or_else(|| all_addresses(address.tcp_port));
-                Ok(Self { node, trust_domain, address, listen })
+                Ok(Self {
+                    node,
+                    trust_domain,
+                    address,
+                    listen,
+                })
             }
             _ => Err(wrongs),
         }
@@ -171,17 +180,27 @@ struct Reader<'t> {
 impl<'t> Reader<'t> {
     fn new(text: &'t str) -> Result<Self, Vec<Wrong>> {
         match DeTable::parse(text) {
-            Ok(table) => Ok(Self { text, table: table.into_inner(), wrongs: Vec::new() }),
+            Ok(table) => Ok(Self {
+                text,
+                table: table.into_inner(),
+                wrongs: Vec::new(),
+            }),
             Err(error) => {
                 let line = error.span().map(|span| line_of(text, span.start));
-                Err(vec![Wrong { line, message: error.message().to_owned() }])
+                Err(vec![Wrong {
+                    line,
+                    message: error.message().to_owned(),
+                }])
             }
         }
     }
 
     fn required<T: FromStr<Err: fmt::Display>>(&mut self, key: &str) -> Option<T> {
         if self.table.get(key).is_none() {
-            self.wrongs.push(Wrong { line: None, message: format!("`{key}` is missing") });
+            self.wrongs.push(Wrong {
+                line: None,
+                message: format!("`{key}` is missing"),
+            });
         }
         self.optional(key)
     }
@@ -193,7 +212,8 @@ impl<'t> Reader<'t> {
             DeValue::String(text) => text.parse().map_err(|error: T::Err| format!("`{key}`: {error}")),
             _ => Err(format!("`{key}` is text, in quotes")),
         };
-        read.map_err(|message| self.wrongs.push(Wrong { line, message })).ok()
+        read.map_err(|message| self.wrongs.push(Wrong { line, message }))
+            .ok()
     }
 
     /// What is left is not known. It is refused: a misspelt key would else be passed over in silence.
@@ -201,7 +221,10 @@ impl<'t> Reader<'t> {
         for (key, _) in &self.table {
             let line = Some(line_of(self.text, key.span().start));
             let known = "`node`, `trust_domain`, `address` and `listen` are known";
-            self.wrongs.push(Wrong { line, message: format!("`{}` is not known; {known}", key.get_ref()) });
+            self.wrongs.push(Wrong {
+                line,
+                message: format!("`{}` is not known; {known}", key.get_ref()),
+            });
         }
         self.wrongs.sort_by_key(|wrong| wrong.line);
         self.wrongs
@@ -209,7 +232,11 @@ impl<'t> Reader<'t> {
 }
 
 fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes()[..at.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1
+    text.as_bytes()[..at.min(text.len())]
+        .iter()
+        .filter(|&&byte| byte == b'\n')
+        .count()
+        + 1
 }
 
 #[cfg(test)]
@@ -239,7 +266,11 @@ mod tests {
     #[test]
     fn all_that_is_wrong_is_told_at_once_with_its_line() {
         let text = "node = \"N 1\"\naddress = 8443\nlissen = \"[::]:1\"\n";
-        let told: Vec<String> = Config::parse(text).unwrap_err().iter().map(ToString::to_string).collect();
+        let told: Vec<String> = Config::parse(text)
+            .unwrap_err()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(told.len(), 4, "{told:?}");
         assert_eq!(told[0], "`trust_domain` is missing");
         assert!(told[1].starts_with("line 1: `node`: a node name is"), "{told:?}");

@@ -22,13 +22,32 @@ pub struct Failure {
 
 impl Failure {
     /// Makes a failure of use or configuration.
-    pub fn usage(code: &'static str, what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { code, exit: Exit::Usage, what: what.into(), why: why.into(), next: next.into() }
+    pub fn usage(
+        code: &'static str,
+        what: impl Into<String>,
+        why: impl Into<String>,
+        next: impl Into<String>,
+    ) -> Self {
+        Self {
+            code,
+            exit: Exit::Usage,
+            what: what.into(),
+            why: why.into(),
+            next: next.into(),
+        }
     }
 
     /// Makes a failure of an operation.
-    pub fn failed(code: &'static str, what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { exit: Exit::Failed, ..Self::usage(code, what, why, next) }
+    pub fn failed(
+        code: &'static str,
+        what: impl Into<String>,
+        why: impl Into<String>,
+        next: impl Into<String>,
+    ) -> Self {
+        Self {
+            exit: Exit::Failed,
+            ..Self::usage(code, what, why, next)
+        }
     }
 
     /// Returns the failure as one JSON object.
@@ -44,7 +63,11 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}\n  why: {} ({})\n  next: {}", self.what, self.why, self.code, self.next)
+        write!(
+            f,
+            "error: {}\n  why: {} ({})\n  next: {}",
+            self.what, self.why, self.code, self.next
+        )
     }
 }
 
@@ -72,7 +95,12 @@ mod tests {
 
     #[test]
     fn a_failure_has_three_parts() {
-        let failure = Failure::usage("E_CONFIG", "could not start", "there is no `server.toml`", "run `init`");
+        let failure = Failure::usage(
+            "E_CONFIG",
+            "could not start",
+            "there is no `server.toml`",
+            "run `init`",
+        );
         let text = failure.to_string();
         assert_eq!(
             text,
@@ -88,6 +116,9 @@ mod tests {
         #[error("outer: inner")]
         struct Outer(#[source] std::io::Error);
         assert_eq!(chain(&Outer(std::io::Error::other("inner"))), "outer: inner");
-        assert_eq!(chain(&Outer(std::io::Error::other("other"))), "outer: inner: other");
+        assert_eq!(
+            chain(&Outer(std::io::Error::other("other"))),
+            "outer: inner: other"
+        );
     }
 }

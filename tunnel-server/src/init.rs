@@ -77,7 +77,12 @@ pub enum InitError {
 ///
 /// # Errors
 /// Returns what stands in the way. A directory that was begun is not finished later: empty it first.
-pub async fn init(data: &DataDir, config: &Config, admin: &OperatorName, now: UnixTime) -> Result<Made, InitError> {
+pub async fn init(
+    data: &DataDir,
+    config: &Config,
+    admin: &OperatorName,
+    now: UnixTime,
+) -> Result<Made, InitError> {
     create_private_dir(data.path())?;
     check_empty(data)?;
     let made = Authority::create(&config.trust_domain, now, &SystemRandom::new())?;
@@ -91,7 +96,9 @@ pub async fn init(data: &DataDir, config: &Config, admin: &OperatorName, now: Un
     let keys = Keys::load(data, config)?;
     keys.own_credentials(now)?;
     let store = Store::open(&data.store(), &config.trust_domain).await?;
-    store.set_policy(FIRST_POLICY.to_owned(), LOCAL.to_owned(), now).await?;
+    store
+        .set_policy(FIRST_POLICY.to_owned(), LOCAL.to_owned(), now)
+        .await?;
     let order = CodeOrder {
         makes: Makes::Operators(vec![admin.clone()]),
         group: ADMINS.parse::<GroupName>().ok(),
@@ -103,7 +110,11 @@ pub async fn init(data: &DataDir, config: &Config, admin: &OperatorName, now: Un
     let code = make_code(&store, &config.address, &keys.trust, order, now).await?;
     store.close().await;
     write_private(&data.config(), config.to_toml().as_bytes())?;
-    Ok(Made { invite: code.text, invite_expires_at: code.expires_at, root_fingerprint: keys.trust.fingerprint() })
+    Ok(Made {
+        invite: code.text,
+        invite_expires_at: code.expires_at,
+        root_fingerprint: keys.trust.fingerprint(),
+    })
 }
 
 fn check_empty(data: &DataDir) -> Result<(), InitError> {
@@ -111,7 +122,10 @@ fn check_empty(data: &DataDir) -> Result<(), InitError> {
     if data.config().exists() {
         return Err(InitError::Exists(directory));
     }
-    let list = |source| InitError::List { directory: directory.clone(), source };
+    let list = |source| InitError::List {
+        directory: directory.clone(),
+        source,
+    };
     match std::fs::read_dir(data.path()).map_err(list)?.next() {
         None => Ok(()),
         Some(entry) => {
@@ -149,7 +163,9 @@ pub struct MadeCode {
 
 impl std::fmt::Debug for MadeCode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MadeCode").field("expires_at", &self.expires_at).finish_non_exhaustive()
+        f.debug_struct("MadeCode")
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -165,7 +181,11 @@ pub async fn make_code(
     now: UnixTime,
 ) -> Result<MadeCode, InitError> {
     let secret = Secret::new(random_bytes().map_err(|_| KeysError::Random)?);
-    let code = EnrolCode { server: address.to_string(), root_fingerprint: trust.fingerprint(), secret };
+    let code = EnrolCode {
+        server: address.to_string(),
+        root_fingerprint: trust.fingerprint(),
+        secret,
+    };
     let expires_at = now.after(order.lifetime);
     let stored = NewEnrolCode {
         secret_hash: code.secret_hash(),
@@ -177,7 +197,10 @@ pub async fn make_code(
         by: order.by,
     };
     store.add_enrol_code(stored, now).await?;
-    Ok(MadeCode { text: code.to_text(), expires_at })
+    Ok(MadeCode {
+        text: code.to_text(),
+        expires_at,
+    })
 }
 
 /// Names a fleet after its server's host; a fixed name where the host is an address or no domain name.
@@ -211,7 +234,9 @@ mod tests {
     async fn made() -> (tempfile::TempDir, DataDir, Made) {
         let directory = tempfile::tempdir().unwrap();
         let data = DataDir::new(directory.path().join("data"));
-        let made = init(&data, &config(), &"ana".parse().unwrap(), NOW).await.unwrap();
+        let made = init(&data, &config(), &"ana".parse().unwrap(), NOW)
+            .await
+            .unwrap();
         (directory, data, made)
     }
 
@@ -263,7 +288,10 @@ mod tests {
         assert!(later > due);
         assert_eq!(keys.own_credentials(due).unwrap().0.chain(), second.chain());
 
-        let renamed = Config { node: "n2".parse().unwrap(), ..config() };
+        let renamed = Config {
+            node: "n2".parse().unwrap(),
+            ..config()
+        };
         let (third, _) = Keys::load(&data, &renamed).unwrap().own_credentials(due).unwrap();
         let peer = keys.trust.verify(third.chain(), due).unwrap();
         assert_eq!(peer.identity.to_string(), "spiffe://fleet.example/server/n2");
@@ -283,8 +311,14 @@ mod tests {
     #[tokio::test]
     async fn keys_of_another_fleet_are_refused() {
         let (_directory, data, _) = made().await;
-        let other = Config { trust_domain: "other.example".parse().unwrap(), ..config() };
-        assert!(matches!(Keys::load(&data, &other), Err(KeysError::OtherFleet { .. })));
+        let other = Config {
+            trust_domain: "other.example".parse().unwrap(),
+            ..config()
+        };
+        assert!(matches!(
+            Keys::load(&data, &other),
+            Err(KeysError::OtherFleet { .. })
+        ));
         assert!(Keys::load(&data, &config()).is_ok());
     }
 

@@ -23,7 +23,8 @@ pub const SCHEMA_TEXT: &str = include_str!("policy/schema.cedarschema");
 pub const FIRST_POLICY: &str = include_str!("policy/first.cedar");
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
-    let (schema, _) = Schema::from_cedarschema_str(SCHEMA_TEXT).expect("the schema is part of the program, and tested");
+    let (schema, _) =
+        Schema::from_cedarschema_str(SCHEMA_TEXT).expect("the schema is part of the program, and tested");
     schema
 });
 
@@ -53,30 +54,50 @@ impl Engine {
     /// Returns everything that is wrong with the text, each with its line.
     pub fn new(text: &str) -> Result<Self, PolicyErrors> {
         let policies = check::parse(text)?;
-        Ok(Self { policies, authorizer: Authorizer::new() })
+        Ok(Self {
+            policies,
+            authorizer: Authorizer::new(),
+        })
     }
 
     /// Returns an engine that denies everything, for when there is no policy that can be used.
     pub fn deny_all() -> Self {
-        Self { policies: PolicySet::new(), authorizer: Authorizer::new() }
+        Self {
+            policies: PolicySet::new(),
+            authorizer: Authorizer::new(),
+        }
     }
 
     /// Decides one request.
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         let (entities, asked) = match facts::build(request, &SCHEMA) {
             Ok(built) => built,
-            Err(error) => return Decision { allow: false, policies: Vec::new(), errors: vec![error] },
+            Err(error) => {
+                return Decision {
+                    allow: false,
+                    policies: Vec::new(),
+                    errors: vec![error],
+                };
+            }
         };
         let answer = self.authorizer.is_authorized(&asked, &self.policies, &entities);
         let errors: Vec<String> = answer.diagnostics().errors().map(ToString::to_string).collect();
         let permitted = answer.decision() == cedar_policy::Decision::Allow;
         let mut policies: Vec<String> = if permitted && !errors.is_empty() {
-            answer.diagnostics().errors().map(|AuthorizationError::PolicyEvaluationError(failed)| self.name(failed.policy_id())).collect()
+            answer
+                .diagnostics()
+                .errors()
+                .map(|AuthorizationError::PolicyEvaluationError(failed)| self.name(failed.policy_id()))
+                .collect()
         } else {
             answer.diagnostics().reason().map(|id| self.name(id)).collect()
         };
         policies.sort_unstable();
-        Decision { allow: permitted && errors.is_empty(), policies, errors }
+        Decision {
+            allow: permitted && errors.is_empty(),
+            policies,
+            errors,
+        }
     }
 
     /// Returns how many policies there are.
@@ -90,12 +111,16 @@ impl Engine {
     }
 
     fn name(&self, id: &PolicyId) -> String {
-        self.policies.annotation(id, "id").map_or_else(|| id.to_string(), str::to_owned)
+        self.policies
+            .annotation(id, "id")
+            .map_or_else(|| id.to_string(), str::to_owned)
     }
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("policies", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("policies", &self.len())
+            .finish_non_exhaustive()
     }
 }

@@ -28,8 +28,9 @@ use tokio_util::task::TaskTracker;
 use tunnel_proto::{Code, TrustDomain};
 
 pub use records::{
-    Certificate, Denied, DeviceRecord, Ended, Enrolled, Enrolment, Issue, Makes, Member, NewEnrolCode, NewTunnel,
-    NotOpened, OperatorRecord, PolicyRecord, Redeemed, RevokedSet, SessionRecord, TunnelRecord, TunnelState,
+    Certificate, Denied, DeviceRecord, Ended, Enrolled, Enrolment, Issue, Makes, Member, NewEnrolCode,
+    NewTunnel, NotOpened, OperatorRecord, PolicyRecord, Redeemed, RevokedSet, SessionRecord, TunnelRecord,
+    TunnelState,
 };
 
 /// Operations that may wait for the writer: several batches, so that a burst is taken in and a stuck disk is soon felt.
@@ -74,7 +75,9 @@ pub enum StoreError {
         source: Arc<std::io::Error>,
     },
     /// The schema could not be brought up to date.
-    #[error("could not bring the store's schema up to date; a store of a newer release is not read by an older one")]
+    #[error(
+        "could not bring the store's schema up to date; a store of a newer release is not read by an older one"
+    )]
     Migrate(#[source] Arc<sqlx::migrate::MigrateError>),
     /// The store belongs to another fleet than the configuration says.
     #[error("the store belongs to the trust domain `{0}`, and the configuration names another")]
@@ -121,7 +124,17 @@ impl Store {
         tasks.close();
         let guesses = Mutex::default();
         let (path, fleet) = (path.to_owned(), fleet.clone());
-        Ok(Self { inner: Arc::new(Inner { path, fleet, queue, readers, guesses, tasks, stop }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path,
+                fleet,
+                queue,
+                readers,
+                guesses,
+                tasks,
+                stop,
+            }),
+        })
     }
 
     /// Finishes what is queued and closes the file. Operations from here on fail with [`StoreError::Closed`].
@@ -139,6 +152,8 @@ impl Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("path", &self.inner.path).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("path", &self.inner.path)
+            .finish_non_exhaustive()
     }
 }

@@ -64,9 +64,16 @@ pub fn check(text: &str) -> Checked {
     match read(text) {
         Ok(policies) => {
             let (errors, warnings) = judge(text, &policies);
-            Checked { policies: policies.num_of_policies(), errors, warnings }
+            Checked {
+                policies: policies.num_of_policies(),
+                errors,
+                warnings,
+            }
         }
-        Err(PolicyErrors(errors)) => Checked { errors, ..Checked::default() },
+        Err(PolicyErrors(errors)) => Checked {
+            errors,
+            ..Checked::default()
+        },
     }
 }
 
@@ -74,16 +81,29 @@ pub fn check(text: &str) -> Checked {
 pub(super) fn parse(text: &str) -> Result<PolicySet, PolicyErrors> {
     let policies = read(text)?;
     let (errors, _) = judge(text, &policies);
-    if errors.is_empty() { Ok(policies) } else { Err(PolicyErrors(errors)) }
+    if errors.is_empty() {
+        Ok(policies)
+    } else {
+        Err(PolicyErrors(errors))
+    }
 }
 
 fn read(text: &str) -> Result<PolicySet, PolicyErrors> {
     let refuse = |line, message: String| Err(PolicyErrors(vec![Problem { line, message }]));
     if text.len() > MAX_POLICY_BYTES {
-        return refuse(None, format!("the text has {} bytes; {MAX_POLICY_BYTES} are the most", text.len()));
+        return refuse(
+            None,
+            format!(
+                "the text has {} bytes; {MAX_POLICY_BYTES} are the most",
+                text.len()
+            ),
+        );
     }
     if let Some((at, what)) = too_deep(text) {
-        return refuse(Some(line_of(text, at)), format!("{what} more than {MAX_DEPTH} deep"));
+        return refuse(
+            Some(line_of(text, at)),
+            format!("{what} more than {MAX_DEPTH} deep"),
+        );
     }
     PolicySet::from_str(text).map_err(|errors| PolicyErrors(problems(text, &DetailedError::from(&errors))))
 }
@@ -92,12 +112,21 @@ fn read(text: &str) -> Result<PolicySet, PolicyErrors> {
 fn judge(text: &str, policies: &PolicySet) -> (Vec<Problem>, Vec<Problem>) {
     let mut errors = names(policies);
     if policies.num_of_templates() > 0 {
-        errors.push(Problem { line: None, message: "templates (`?principal`, `?resource`) are not supported".into() });
+        errors.push(Problem {
+            line: None,
+            message: "templates (`?principal`, `?resource`) are not supported".into(),
+        });
     }
     let found = Validator::new(SCHEMA.clone()).validate(policies, ValidationMode::Strict);
-    errors.extend(found.validation_errors().flat_map(|error| problems(text, &DetailedError::from(error))));
-    let warnings =
-        found.validation_warnings().flat_map(|warning| problems(text, &DetailedError::from(warning))).collect();
+    errors.extend(
+        found
+            .validation_errors()
+            .flat_map(|error| problems(text, &DetailedError::from(error))),
+    );
+    let warnings = found
+        .validation_warnings()
+        .flat_map(|warning| problems(text, &DetailedError::from(warning)))
+        .collect();
     (errors, warnings)
 }
 
@@ -105,18 +134,26 @@ fn judge(text: &str, policies: &PolicySet) -> (Vec<Problem>, Vec<Problem>) {
 fn names(policies: &PolicySet) -> Vec<Problem> {
     let mut uses: BTreeMap<String, u32> = BTreeMap::new();
     for policy in policies.policies() {
-        let name = policy.annotation("id").map_or_else(|| policy.id().to_string(), str::to_owned);
+        let name = policy
+            .annotation("id")
+            .map_or_else(|| policy.id().to_string(), str::to_owned);
         *uses.entry(name).or_default() += 1;
     }
     let shared = uses.into_iter().filter(|(_, count)| *count > 1);
     shared
-        .map(|(name, count)| Problem { line: None, message: format!("{count} policies have the name `{name}`") })
+        .map(|(name, count)| Problem {
+            line: None,
+            message: format!("{count} policies have the name `{name}`"),
+        })
         .collect()
 }
 
 /// Flattens an error of Cedar's into ours, each with its line.
 fn problems(text: &str, error: &DetailedError) -> Vec<Problem> {
-    let line = error.source_locations.first().map(|label| line_of(text, label.loc.start));
+    let line = error
+        .source_locations
+        .first()
+        .map(|label| line_of(text, label.loc.start));
     let mut message = error.message.clone();
     if let Some(help) = &error.help {
         message = format!("{message} ({help})");

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use cedar_policy::{Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression, Schema};
+use cedar_policy::{
+    Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression, Schema,
+};
 use tunnel_proto::names::GroupName;
 use tunnel_proto::{DeviceId, OperatorName, ServiceName, UnixTime};
 
@@ -158,36 +160,65 @@ fn resource(action: &Action<'_>) -> Result<(Vec<Entity>, EntityUid), String> {
 fn device_entity(device: &Device) -> Result<Entity, String> {
     let asserted = [
         ("enrolled_at", seconds(device.enrolled_at.as_secs())),
-        ("certificate_expires_at", seconds(device.certificate_expires_at.as_secs())),
+        (
+            "certificate_expires_at",
+            seconds(device.certificate_expires_at.as_secs()),
+        ),
     ];
     let reported = [
         Some(("access", RestrictedExpression::new_bool(device.access))),
         Some(("services", service_set(&device.services))),
-        device.version.as_deref().map(|version| ("version", text(version))),
-        device.platform.as_deref().map(|platform| ("platform", text(platform))),
+        device
+            .version
+            .as_deref()
+            .map(|version| ("version", text(version))),
+        device
+            .platform
+            .as_deref()
+            .map(|platform| ("platform", text(platform))),
     ];
     let attributes = [
         ("id", text(device.id.as_str())),
         ("asserted", record(asserted)?),
         ("reported", record(reported.into_iter().flatten())?),
     ];
-    entity(uid("Device", device.id.as_str())?, attributes, groups("DeviceGroup", &device.groups)?)
+    entity(
+        uid("Device", device.id.as_str())?,
+        attributes,
+        groups("DeviceGroup", &device.groups)?,
+    )
 }
 
 fn context(request: &Request<'_>) -> Vec<(String, RestrictedExpression)> {
-    let Circumstances { now, source, certificate_age } = request.circumstances;
+    let Circumstances {
+        now,
+        source,
+        certificate_age,
+    } = request.circumstances;
     let mut pairs = vec![
         ("now", seconds(now.as_secs())),
         // An IPv4 address that came in over an IPv6 socket is an IPv4 address.
-        ("source", RestrictedExpression::new_ip(source.to_canonical().to_string())),
+        (
+            "source",
+            RestrictedExpression::new_ip(source.to_canonical().to_string()),
+        ),
         ("certificate_age_secs", seconds(certificate_age.as_secs())),
     ];
-    if let Action::Connect { services, ttl, reason, .. } = &request.action {
+    if let Action::Connect {
+        services,
+        ttl,
+        reason,
+        ..
+    } = &request.action
+    {
         pairs.push(("ttl_secs", seconds(ttl.as_secs())));
         pairs.push(("services", service_set(services)));
         pairs.extend(reason.map(|reason| ("reason", text(reason))));
     }
-    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    pairs
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
 }
 
 fn groups(kind: &str, groups: &[GroupName]) -> Result<HashSet<EntityUid>, String> {
@@ -199,7 +230,10 @@ fn entity<const N: usize>(
     attributes: [(&str, RestrictedExpression); N],
     parents: HashSet<EntityUid>,
 ) -> Result<Entity, String> {
-    let attributes: HashMap<_, _> = attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let attributes: HashMap<_, _> = attributes
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
     Entity::new(id, attributes, parents).map_err(|error| error.to_string())
 }
 

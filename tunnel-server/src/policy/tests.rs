@@ -9,7 +9,10 @@ use tunnel_proto::{ServiceName, UnixTime};
 use super::*;
 
 fn operator(name: &str, groups: &[&str]) -> Operator {
-    Operator { name: name.parse().unwrap(), groups: groups.iter().map(|group| group.parse().unwrap()).collect() }
+    Operator {
+        name: name.parse().unwrap(),
+        groups: groups.iter().map(|group| group.parse().unwrap()).collect(),
+    }
 }
 
 fn device(id: &str, groups: &[&str]) -> Device {
@@ -37,7 +40,13 @@ fn circumstances() -> Circumstances {
     }
 }
 
-fn connect(policy: &str, operator: &Operator, device: &Device, service: &str, reason: Option<&str>) -> Decision {
+fn connect(
+    policy: &str,
+    operator: &Operator,
+    device: &Device,
+    service: &str,
+    reason: Option<&str>,
+) -> Decision {
     let engine = Engine::new(policy).unwrap();
     let service: ServiceName = service.parse().unwrap();
     let action = Action::Connect {
@@ -47,11 +56,19 @@ fn connect(policy: &str, operator: &Operator, device: &Device, service: &str, re
         ttl: Duration::from_secs(3600),
         reason,
     };
-    engine.decide(&Request { operator, action, circumstances: &circumstances() })
+    engine.decide(&Request {
+        operator,
+        action,
+        circumstances: &circumstances(),
+    })
 }
 
 fn decide(policy: &str, operator: &Operator, action: Action<'_>) -> Decision {
-    Engine::new(policy).unwrap().decide(&Request { operator, action, circumstances: &circumstances() })
+    Engine::new(policy).unwrap().decide(&Request {
+        operator,
+        action,
+        circumstances: &circumstances(),
+    })
 }
 
 /// Permits what is asked, so that a test can show what takes it away again.
@@ -64,11 +81,23 @@ fn what_no_policy_permits_is_denied() {
     let other = r#"permit (principal == Operator::"eve", action, resource);"#;
     for policy in ["", "// nothing", other] {
         let decision = connect(policy, &ana, &pump, "ssh", None);
-        assert_eq!(decision, Decision { allow: false, policies: Vec::new(), errors: Vec::new() }, "{policy}");
+        assert_eq!(
+            decision,
+            Decision {
+                allow: false,
+                policies: Vec::new(),
+                errors: Vec::new()
+            },
+            "{policy}"
+        );
     }
     assert!(connect(ALL, &ana, &pump, "ssh", None).allow);
     let nothing = Engine::deny_all();
-    let asked = Request { operator: &ana, action: Action::View(&pump), circumstances: &circumstances() };
+    let asked = Request {
+        operator: &ana,
+        action: Action::View(&pump),
+        circumstances: &circumstances(),
+    };
     assert!(!nothing.decide(&asked).allow);
     assert!(nothing.is_empty());
 }
@@ -80,7 +109,10 @@ fn a_forbid_wins_in_any_order_and_is_named() {
     let forbid = r#"@id("no-diag") forbid (principal, action == Action::"connect", resource) when { resource.name == "diag" };"#;
     for policy in [format!("{ALL}\n{forbid}"), format!("{forbid}\n{ALL}")] {
         let denied = connect(&policy, &ana, &pump, "diag", None);
-        assert_eq!((denied.allow, denied.policies), (false, vec!["no-diag".to_owned()]));
+        assert_eq!(
+            (denied.allow, denied.policies),
+            (false, vec!["no-diag".to_owned()])
+        );
         let allowed = connect(&policy, &ana, &pump, "ssh", None);
         assert_eq!((allowed.allow, allowed.policies), (true, vec!["all".to_owned()]));
     }
@@ -111,7 +143,10 @@ fn a_policy_that_fails_denies() {
 fn groups_count_for_operators_devices_and_their_services() {
     let policy = r#"permit (principal in OperatorGroup::"technicians", action == Action::"connect",
                             resource in DeviceGroup::"pumps");"#;
-    let (ana, eve) = (operator("ana", &["technicians", "night"]), operator("eve", &["guests"]));
+    let (ana, eve) = (
+        operator("ana", &["technicians", "night"]),
+        operator("eve", &["guests"]),
+    );
     let (pump, mill) = (device("pump-17", &["pumps"]), device("mill-1", &["mills"]));
     assert!(connect(policy, &ana, &pump, "ssh", None).allow);
     assert!(!connect(policy, &eve, &pump, "ssh", None).allow);
@@ -137,21 +172,34 @@ fn reported_facts_are_no_asserted_ones() {
 fn circumstances_can_be_asked_for() {
     let (ana, pump) = (operator("ana", &[]), device("pump-17", &[]));
     let ask = |condition: &str, reason| {
-        let policy = format!(r#"permit (principal, action == Action::"connect", resource) when {{ {condition} }};"#);
+        let policy =
+            format!(r#"permit (principal, action == Action::"connect", resource) when {{ {condition} }};"#);
         connect(&policy, &ana, &pump, "ssh", reason).allow
     };
-    assert!(ask(r#"context has reason && context.reason like "INC-*""#, Some("INC-7: no water")));
-    assert!(!ask(r#"context has reason && context.reason like "INC-*""#, Some("because")));
+    assert!(ask(
+        r#"context has reason && context.reason like "INC-*""#,
+        Some("INC-7: no water")
+    ));
+    assert!(!ask(
+        r#"context has reason && context.reason like "INC-*""#,
+        Some("because")
+    ));
     assert!(!ask(r#"context has reason && context.reason like "INC-*""#, None));
     assert!(ask(r#"context.source.isInRange(ip("10.0.0.0/8"))"#, None));
     assert!(!ask(r#"context.source.isInRange(ip("192.168.0.0/16"))"#, None));
-    assert!(ask("context.ttl_secs <= 3600 && context.certificate_age_secs < 601", None));
+    assert!(ask(
+        "context.ttl_secs <= 3600 && context.certificate_age_secs < 601",
+        None
+    ));
     assert!(!ask("context.ttl_secs < 3600", None));
     assert!(ask(r#"context.services.contains("ssh")"#, None));
     assert!(ask("context.now > 1799999999 && context.now < 1800000001", None));
     assert!(ask(r#"resource.device.id == "pump-17""#, None));
     assert!(ask(r#"resource == Service::"pump-17/ssh""#, None));
-    assert!(ask(r#"resource.device.reported has version && resource.device.reported.version == "0.1.0""#, None));
+    assert!(ask(
+        r#"resource.device.reported has version && resource.device.reported.version == "0.1.0""#,
+        None
+    ));
 }
 
 #[test]
@@ -159,8 +207,15 @@ fn an_ipv4_address_in_ipv6_clothes_is_an_ipv4_address() {
     let ana = operator("ana", &[]);
     let policy = r#"permit (principal, action == Action::"read-audit", resource)
                     when { context.source.isInRange(ip("10.0.0.0/8")) };"#;
-    let mapped = Circumstances { source: "::ffff:10.1.2.3".parse().unwrap(), ..circumstances() };
-    let request = Request { operator: &ana, action: Action::ReadAudit, circumstances: &mapped };
+    let mapped = Circumstances {
+        source: "::ffff:10.1.2.3".parse().unwrap(),
+        ..circumstances()
+    };
+    let request = Request {
+        operator: &ana,
+        action: Action::ReadAudit,
+        circumstances: &mapped,
+    };
     assert!(Engine::new(policy).unwrap().decide(&request).allow);
 }
 
@@ -168,7 +223,13 @@ fn an_ipv4_address_in_ipv6_clothes_is_an_ipv4_address() {
 fn every_action_can_be_permitted_by_its_name_alone() {
     let (ana, pump, ssh) = (operator("ana", &[]), device("pump-17", &[]), services(&["ssh"]));
     let actions = [
-        Action::Connect { device: &pump, service: &ssh[0], services: &ssh, ttl: Duration::ZERO, reason: None },
+        Action::Connect {
+            device: &pump,
+            service: &ssh[0],
+            services: &ssh,
+            ttl: Duration::ZERO,
+            reason: None,
+        },
         Action::View(&pump),
         Action::ManageEnrolment,
         Action::ManagePolicy,
@@ -178,11 +239,20 @@ fn every_action_can_be_permitted_by_its_name_alone() {
         Action::CloseAnyTunnel,
     ];
     for permitted in &actions {
-        let policy = format!(r#"permit (principal, action == Action::"{}", resource);"#, permitted.as_str());
+        let policy = format!(
+            r#"permit (principal, action == Action::"{}", resource);"#,
+            permitted.as_str()
+        );
         for asked in &actions {
             let decision = decide(&policy, &ana, asked.clone());
             assert!(decision.errors.is_empty(), "{}: {decision:?}", asked.as_str());
-            assert_eq!(decision.allow, asked.as_str() == permitted.as_str(), "{} {}", permitted.as_str(), asked.as_str());
+            assert_eq!(
+                decision.allow,
+                asked.as_str() == permitted.as_str(),
+                "{} {}",
+                permitted.as_str(),
+                asked.as_str()
+            );
         }
     }
 }
@@ -190,9 +260,16 @@ fn every_action_can_be_permitted_by_its_name_alone() {
 #[test]
 fn the_first_policy_is_good_and_means_what_it_says() {
     let checked = check(FIRST_POLICY);
-    assert_eq!((checked.errors, checked.warnings, checked.policies), (Vec::new(), Vec::new(), 3));
+    assert_eq!(
+        (checked.errors, checked.warnings, checked.policies),
+        (Vec::new(), Vec::new(), 3)
+    );
     let (pump, diag) = (device("pump-17", &[]), "diag");
-    let (admin, tech, guest) = (operator("root", &["admins"]), operator("ana", &["technicians"]), operator("eve", &[]));
+    let (admin, tech, guest) = (
+        operator("root", &["admins"]),
+        operator("ana", &["technicians"]),
+        operator("eve", &[]),
+    );
     let may = |who, service| connect(FIRST_POLICY, who, &pump, service, None).allow;
     assert_eq!((may(&admin, "ssh"), may(&admin, diag)), (true, true));
     assert_eq!((may(&tech, "ssh"), may(&tech, diag)), (true, false));
@@ -200,7 +277,10 @@ fn the_first_policy_is_good_and_means_what_it_says() {
     let sees = |who| decide(FIRST_POLICY, who, Action::View(&pump)).allow;
     assert_eq!((sees(&admin), sees(&tech), sees(&guest)), (true, true, false));
     let revokes = |who| decide(FIRST_POLICY, who, Action::Revoke).allow;
-    assert_eq!((revokes(&admin), revokes(&tech), revokes(&guest)), (true, false, false));
+    assert_eq!(
+        (revokes(&admin), revokes(&tech), revokes(&guest)),
+        (true, false, false)
+    );
     let named = connect(FIRST_POLICY, &tech, &pump, "ssh", None).policies;
     assert_eq!(named, ["technicians-ssh"]);
 }
@@ -208,21 +288,36 @@ fn the_first_policy_is_good_and_means_what_it_says() {
 /// THREATS POL-06.
 #[test]
 fn every_problem_is_told_with_its_line() {
-    let told = |text: &str| check(text).errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let told = |text: &str| {
+        check(text)
+            .errors
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
     let syntax = told("permit (principal, action, resource);\n\npermit (principal, action resource);\n");
     assert!(syntax[0].starts_with("line 3: "), "{syntax:?}");
     let truncated = told("permit (principal, action, resource)\nwhen { context.now > ");
     assert!(truncated[0].starts_with("line 2: "), "{truncated:?}");
-    let attribute = told("permit (principal, action == Action::\"connect\", resource)\nwhen {\n  resource.colour == \"red\"\n};");
+    let attribute = told(
+        "permit (principal, action == Action::\"connect\", resource)\nwhen {\n  resource.colour == \"red\"\n};",
+    );
     assert!(attribute[0].starts_with("line 3: "), "{attribute:?}");
-    let clash = told("permit (principal, action == Action::\"connect\", resource)\nwhen { context.now == \"noon\" };");
+    let clash = told(
+        "permit (principal, action == Action::\"connect\", resource)\nwhen { context.now == \"noon\" };",
+    );
     assert!(clash[0].starts_with("line 2: "), "{clash:?}");
-    let optional = told("permit (principal, action == Action::\"connect\", resource)\nwhen { context.reason == \"x\" };");
+    let optional = told(
+        "permit (principal, action == Action::\"connect\", resource)\nwhen { context.reason == \"x\" };",
+    );
     assert!(optional[0].starts_with("line 2: "), "{optional:?}");
     let entity = told("permit (principal in Robots::\"all\", action, resource);");
     assert!(entity[0].starts_with("line 1: "), "{entity:?}");
     let template = told("permit (principal == ?principal, action, resource);");
-    assert!(template.iter().any(|error| error.contains("templates")), "{template:?}");
+    assert!(
+        template.iter().any(|error| error.contains("templates")),
+        "{template:?}"
+    );
     let twice = told(&format!("{ALL} {ALL}"));
     assert_eq!(twice, ["2 policies have the name `all`"]);
     assert!(told(ALL).is_empty());
@@ -231,7 +326,10 @@ fn every_problem_is_told_with_its_line() {
 #[test]
 fn a_refused_text_makes_no_engine() {
     let error = Engine::new("permit (principal, action, resource)").unwrap_err();
-    assert!(error.to_string().starts_with("the policy is not valid: line 1: "), "{error}");
+    assert!(
+        error.to_string().starts_with("the policy is not valid: line 1: "),
+        "{error}"
+    );
 }
 
 /// THREATS POL-06, POL-10.
@@ -251,7 +349,10 @@ fn a_text_that_is_too_large_or_too_deep_is_refused() {
         format!("permit (principal, action, resource) when {{ {open}true{close} }};")
     };
     assert!(check(&ifs(20)).errors.is_empty());
-    assert_eq!(check(&ifs(8_000)).errors.remove(0).to_string(), "line 1: `if` is nested more than 64 deep");
+    assert_eq!(
+        check(&ifs(8_000)).errors.remove(0).to_string(),
+        "line 1: `if` is nested more than 64 deep"
+    );
 }
 
 #[test]

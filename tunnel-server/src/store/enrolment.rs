@@ -25,7 +25,8 @@ impl Store {
     /// # Errors
     /// Returns an error if the code is not on the disk.
     pub async fn add_enrol_code(&self, code: NewEnrolCode, now: UnixTime) -> Result<(), StoreError> {
-        self.write(move |w| Box::pin(async move { insert_code(w, code, now).await })).await
+        self.write(move |w| Box::pin(async move { insert_code(w, code, now).await }))
+            .await
     }
 
     /// Enrols a newcomer: checks its code, has the certificate issued, and consumes one use, all or nothing.
@@ -71,16 +72,27 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<(), Refusal>, StoreError> {
         let identity = identity.clone();
-        self.write(move |w| Box::pin(async move { renewed(w, identity, certificate, now).await })).await
+        self.write(move |w| Box::pin(async move { renewed(w, identity, certificate, now).await }))
+            .await
     }
 
     async fn guessed(&self, source: &str) -> Result<(), StoreError> {
         let due = {
-            let mut guesses = self.inner.guesses.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut guesses = self
+                .inner
+                .guesses
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             guesses.count(Instant::now())
         };
         match due {
-            Some(count) => self.record(Event::EnrolGuessed { count, last_source: bounded(source) }).await,
+            Some(count) => {
+                self.record(Event::EnrolGuessed {
+                    count,
+                    last_source: bounded(source),
+                })
+                .await
+            }
             None => Ok(()),
         }
     }
@@ -97,7 +109,10 @@ impl Guesses {
     /// Counts one, and returns how many are to be recorded now, if any.
     fn count(&mut self, now: Instant) -> Option<u64> {
         self.count += 1;
-        if self.recorded.is_some_and(|recorded| now.duration_since(recorded) < GUESSES_EVERY) {
+        if self
+            .recorded
+            .is_some_and(|recorded| now.duration_since(recorded) < GUESSES_EVERY)
+        {
             return None;
         }
         self.recorded = Some(now);
@@ -198,9 +213,14 @@ where
 {
     match (wanted, allowed) {
         (None, [only]) => Ok(only.clone()),
-        (None, _) => Err(Refusal::new(Code::EnrolCsr, "the code leaves the choice of the id: name one")),
+        (None, _) => Err(Refusal::new(
+            Code::EnrolCsr,
+            "the code leaves the choice of the id: name one",
+        )),
         (Some(wanted), _) => {
-            let id: T = wanted.parse().map_err(|error: T::Err| Refusal::new(Code::BadName, error.to_string()))?;
+            let id: T = wanted
+                .parse()
+                .map_err(|error: T::Err| Refusal::new(Code::BadName, error.to_string()))?;
             if allowed.is_empty() || allowed.contains(&id) {
                 Ok(id)
             } else {
@@ -218,7 +238,9 @@ async fn enrol(
     issue: Issue,
 ) -> Result<Result<Enrolled, Refusal>, StoreError> {
     let unknown = || Ok(Err(Code::EnrolTokenUnknown.into()));
-    let Some(code) = StoredCode::load(w, &newcomer.secret_hash).await? else { return unknown() };
+    let Some(code) = StoredCode::load(w, &newcomer.secret_hash).await? else {
+        return unknown();
+    };
     if let Some(enrolled) = answered_before(w, &newcomer, now).await? {
         return Ok(Ok(enrolled));
     }
@@ -235,7 +257,11 @@ async fn enrol(
         Err(refusal) => return refuse(w, &newcomer, refusal).await,
     };
     take_in(w, &code, &newcomer, &admitted, &certificate, now).await?;
-    Ok(Ok(Enrolled { identity: admitted.identity, certificate, replaced: admitted.replaced }))
+    Ok(Ok(Enrolled {
+        identity: admitted.identity,
+        certificate,
+        replaced: admitted.replaced,
+    }))
 }
 
 /// Finds what the same key with the same code was given before, if it still counts.
@@ -255,7 +281,10 @@ async fn answered_before(
     .await?;
     let Some(row) = row else { return Ok(None) };
     let identity: Identity = name(&row, "identity")?;
-    let same_id = newcomer.wanted.as_deref().is_none_or(|wanted| wanted == id_of(&identity.subject));
+    let same_id = newcomer
+        .wanted
+        .as_deref()
+        .is_none_or(|wanted| wanted == id_of(&identity.subject));
     if !same_id || is_revoked(w, &identity, &newcomer.key).await? {
         return Ok(None);
     }
@@ -265,7 +294,11 @@ async fn answered_before(
         key: key(&row, "key_hash")?,
         not_after: time(&row, "not_after")?,
     };
-    Ok(Some(Enrolled { identity, certificate, replaced: Vec::new() }))
+    Ok(Some(Enrolled {
+        identity,
+        certificate,
+        replaced: Vec::new(),
+    }))
 }
 
 /// A newcomer that may have its certificate.
@@ -285,7 +318,10 @@ async fn admit(
         Ok(subject) => subject,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let identity = Identity { trust_domain: fleet.clone(), subject };
+    let identity = Identity {
+        trust_domain: fleet.clone(),
+        subject,
+    };
     if identity_is_revoked(w, &identity).await? {
         return Ok(Err(Code::Revoked.into()));
     }
@@ -297,7 +333,10 @@ async fn admit(
             source: bounded(&newcomer.source),
         })
         .await?;
-        return Ok(Err(Refusal::new(Code::EnrolCsr, "the key was used before: make a new one")));
+        return Ok(Err(Refusal::new(
+            Code::EnrolCsr,
+            "the key was used before: make a new one",
+        )));
     }
     let replaced: Vec<KeyHash> = match current_key(w, &identity.subject).await? {
         None => Vec::new(),
@@ -343,16 +382,52 @@ async fn take_in(
     }
     let identity = &admitted.identity;
     keep_certificate(w, identity, certificate, Some(&code.secret_hash), now).await?;
-    let (code_text, group, replaced) = (code_name(&code.secret_hash), code.group.clone(), admitted.replaced.clone());
+    let (code_text, group, replaced) = (
+        code_name(&code.secret_hash),
+        code.group.clone(),
+        admitted.replaced.clone(),
+    );
     let (key, expires_at, source) = (certificate.key, certificate.not_after, bounded(&newcomer.source));
     let event = match &identity.subject {
         Subject::Device(id) => {
-            keep_member(w, MemberKind::Device, id.as_str(), group.as_ref(), certificate, now).await?;
-            Event::DeviceEnrolled { device: id.clone(), key, group, code: code_text, replaced, expires_at, source }
+            keep_member(
+                w,
+                MemberKind::Device,
+                id.as_str(),
+                group.as_ref(),
+                certificate,
+                now,
+            )
+            .await?;
+            Event::DeviceEnrolled {
+                device: id.clone(),
+                key,
+                group,
+                code: code_text,
+                replaced,
+                expires_at,
+                source,
+            }
         }
         Subject::Operator(name) => {
-            keep_member(w, MemberKind::Operator, name.as_str(), group.as_ref(), certificate, now).await?;
-            Event::OperatorEnrolled { operator: name.clone(), key, group, code: code_text, replaced, expires_at, source }
+            keep_member(
+                w,
+                MemberKind::Operator,
+                name.as_str(),
+                group.as_ref(),
+                certificate,
+                now,
+            )
+            .await?;
+            Event::OperatorEnrolled {
+                operator: name.clone(),
+                key,
+                group,
+                code: code_text,
+                replaced,
+                expires_at,
+                source,
+            }
         }
         Subject::Server(_) => return Err(StoreError::Damaged("kind of an enrolment code")),
     };
@@ -424,7 +499,10 @@ async fn renewed(
         return Ok(Err(Code::Revoked.into()));
     }
     if key_is_of_another(w, &certificate.key, &identity).await? {
-        return Ok(Err(Refusal::new(Code::EnrolCsr, "the key was used before: make a new one")));
+        return Ok(Err(Refusal::new(
+            Code::EnrolCsr,
+            "the key was used before: make a new one",
+        )));
     }
     let (kind, id) = match &identity.subject {
         Subject::Device(id) => (MemberKind::Device, id.as_str()),
@@ -437,12 +515,21 @@ async fn renewed(
     keep_certificate(w, &identity, &certificate, None, now).await?;
     keep_member(w, kind, id, None, &certificate, now).await?;
     let (key, expires_at) = (certificate.key, certificate.not_after);
-    w.append(&Event::CertificateRenewed { identity, key, expires_at }).await?;
+    w.append(&Event::CertificateRenewed {
+        identity,
+        key,
+        expires_at,
+    })
+    .await?;
     Ok(Ok(()))
 }
 
 /// Says whether a certificate of `identity` with `key` has lost its trust.
-pub(super) async fn is_revoked(w: &mut Write, identity: &Identity, key: &KeyHash) -> Result<bool, StoreError> {
+pub(super) async fn is_revoked(
+    w: &mut Write,
+    identity: &Identity,
+    key: &KeyHash,
+) -> Result<bool, StoreError> {
     Ok(identity_is_revoked(w, identity).await? || key_is_revoked(w, key).await?)
 }
 

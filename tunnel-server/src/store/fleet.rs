@@ -108,7 +108,12 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if it is not on the disk.
-    pub async fn add_to_group(&self, member: Member, group: GroupName, by: String) -> Result<bool, StoreError> {
+    pub async fn add_to_group(
+        &self,
+        member: Member,
+        group: GroupName,
+        by: String,
+    ) -> Result<bool, StoreError> {
         self.write(move |w| {
             Box::pin(async move {
                 let added = join(w, member.kind(), member.name(), &group).await?;
@@ -125,17 +130,23 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if it is not on the disk.
-    pub async fn remove_from_group(&self, member: Member, group: GroupName, by: String) -> Result<bool, StoreError> {
+    pub async fn remove_from_group(
+        &self,
+        member: Member,
+        group: GroupName,
+        by: String,
+    ) -> Result<bool, StoreError> {
         self.write(move |w| {
             Box::pin(async move {
-                let removed = sqlx::query("DELETE FROM memberships WHERE kind = ? AND name = ? AND group_name = ?")
-                    .bind(member.kind().as_str())
-                    .bind(member.name())
-                    .bind(group.as_str())
-                    .execute(&mut w.connection)
-                    .await?
-                    .rows_affected()
-                    > 0;
+                let removed =
+                    sqlx::query("DELETE FROM memberships WHERE kind = ? AND name = ? AND group_name = ?")
+                        .bind(member.kind().as_str())
+                        .bind(member.name())
+                        .bind(group.as_str())
+                        .execute(&mut w.connection)
+                        .await?
+                        .rows_affected()
+                        > 0;
                 if removed {
                     w.append(&group_changed(&member, group, false, by)).await?;
                 }
@@ -157,7 +168,8 @@ impl Store {
         now: UnixTime,
     ) -> Result<bool, StoreError> {
         let identity = identity.clone();
-        self.write(move |w| Box::pin(async move { revoke(w, identity, reason, by, now).await })).await
+        self.write(move |w| Box::pin(async move { revoke(w, identity, reason, by, now).await }))
+            .await
     }
 
     /// Returns everything that has lost its trust.
@@ -165,17 +177,32 @@ impl Store {
     /// # Errors
     /// Returns an error if the store cannot be read.
     pub async fn revoked(&self) -> Result<RevokedSet, StoreError> {
-        let identities = sqlx::query("SELECT identity FROM revoked_identities").fetch_all(&self.inner.readers).await?;
-        let keys = sqlx::query("SELECT key_hash FROM revoked_keys").fetch_all(&self.inner.readers).await?;
+        let identities = sqlx::query("SELECT identity FROM revoked_identities")
+            .fetch_all(&self.inner.readers)
+            .await?;
+        let keys = sqlx::query("SELECT key_hash FROM revoked_keys")
+            .fetch_all(&self.inner.readers)
+            .await?;
         Ok(RevokedSet {
-            identities: identities.iter().map(|row| name(row, "identity")).collect::<Result<_, _>>()?,
-            keys: keys.iter().map(|row| key(row, "key_hash")).collect::<Result<_, _>>()?,
+            identities: identities
+                .iter()
+                .map(|row| name(row, "identity"))
+                .collect::<Result<_, _>>()?,
+            keys: keys
+                .iter()
+                .map(|row| key(row, "key_hash"))
+                .collect::<Result<_, _>>()?,
         })
     }
 }
 
 /// Puts a member into a group, and says whether it was not in it before.
-pub(super) async fn join(w: &mut Write, kind: MemberKind, name: &str, group: &GroupName) -> Result<bool, StoreError> {
+pub(super) async fn join(
+    w: &mut Write,
+    kind: MemberKind,
+    name: &str,
+    group: &GroupName,
+) -> Result<bool, StoreError> {
     let done = sqlx::query("INSERT OR IGNORE INTO memberships (kind, name, group_name) VALUES (?, ?, ?)")
         .bind(kind.as_str())
         .bind(name)
@@ -224,7 +251,13 @@ async fn revoke(
 }
 
 fn group_changed(member: &Member, group: GroupName, added: bool, by: String) -> Event {
-    Event::GroupChanged { member: member.name().to_owned(), makes: member.kind(), group, added, by }
+    Event::GroupChanged {
+        member: member.name().to_owned(),
+        makes: member.kind(),
+        group,
+        added,
+        by,
+    }
 }
 
 fn device(row: &SqliteRow) -> Result<DeviceRecord, StoreError> {

@@ -18,7 +18,8 @@ impl Store {
     /// # Errors
     /// Returns an error if the event is not on the disk.
     pub async fn record(&self, event: Event) -> Result<(), StoreError> {
-        self.write(move |w| Box::pin(async move { w.append(&event).await })).await
+        self.write(move |w| Box::pin(async move { w.append(&event).await }))
+            .await
     }
 
     /// Returns at most `limit` records of the chain that come after the one numbered `after`.
@@ -52,7 +53,12 @@ impl Store {
         sqlx::query("SELECT revision, text FROM policies ORDER BY revision DESC LIMIT 1")
             .fetch_optional(&self.inner.readers)
             .await?
-            .map(|row| Ok(PolicyRecord { revision: number(&row, "revision")?, text: row.try_get("text")? }))
+            .map(|row| {
+                Ok(PolicyRecord {
+                    revision: number(&row, "revision")?,
+                    text: row.try_get("text")?,
+                })
+            })
             .transpose()
     }
 
@@ -82,13 +88,22 @@ impl Store {
 
 /// Reads the head of the chain.
 pub(super) async fn head(connection: &mut SqliteConnection) -> Result<Head, StoreError> {
-    let row = sqlx::query("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetch_optional(connection).await?;
-    row.map_or(Ok(Head::START), |row| Ok(Head { seq: number(&row, "seq")?, hash: bytes(&row, "hash")? }))
+    let row = sqlx::query("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
+        .fetch_optional(connection)
+        .await?;
+    row.map_or(Ok(Head::START), |row| {
+        Ok(Head {
+            seq: number(&row, "seq")?,
+            hash: bytes(&row, "hash")?,
+        })
+    })
 }
 
 /// Reads the number of the policy in force; 0 before the first one.
 pub(super) async fn revision(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
-    let row = sqlx::query("SELECT coalesce(max(revision), 0) AS revision FROM policies").fetch_one(connection).await?;
+    let row = sqlx::query("SELECT coalesce(max(revision), 0) AS revision FROM policies")
+        .fetch_one(connection)
+        .await?;
     number(&row, "revision")
 }
 

@@ -157,7 +157,10 @@ pub struct OperatorRecord {
 /// What policies may know of an operator.
 impl From<&OperatorRecord> for policy::Operator {
     fn from(record: &OperatorRecord) -> Self {
-        Self { name: record.name.clone(), groups: record.groups.clone() }
+        Self {
+            name: record.name.clone(),
+            groups: record.groups.clone(),
+        }
     }
 }
 
@@ -314,7 +317,9 @@ impl TunnelState {
     }
 
     pub(super) fn from_text(text: &str) -> Option<Self> {
-        [Self::Opening, Self::Open, Self::Ended].into_iter().find(|state| state.as_str() == text)
+        [Self::Opening, Self::Open, Self::Ended]
+            .into_iter()
+            .find(|state| state.as_str() == text)
     }
 }
 

@@ -12,18 +12,27 @@ use super::StoreError;
 
 /// Reads text that is a name.
 pub(super) fn name<T: FromStr>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError> {
-    row.try_get::<String, _>(column)?.parse().map_err(|_| StoreError::Damaged(column))
+    row.try_get::<String, _>(column)?
+        .parse()
+        .map_err(|_| StoreError::Damaged(column))
 }
 
 /// Reads names that are joined by commas, as `group_concat` makes them; none for `NULL`.
 pub(super) fn names<T: FromStr>(row: &SqliteRow, column: &'static str) -> Result<Vec<T>, StoreError> {
-    let Some(joined) = row.try_get::<Option<String>, _>(column)? else { return Ok(Vec::new()) };
-    joined.split(',').map(|text| text.parse().map_err(|_| StoreError::Damaged(column))).collect()
+    let Some(joined) = row.try_get::<Option<String>, _>(column)? else {
+        return Ok(Vec::new());
+    };
+    joined
+        .split(',')
+        .map(|text| text.parse().map_err(|_| StoreError::Damaged(column)))
+        .collect()
 }
 
 /// Reads a fixed number of bytes.
 pub(super) fn bytes<const N: usize>(row: &SqliteRow, column: &'static str) -> Result<[u8; N], StoreError> {
-    row.try_get::<Vec<u8>, _>(column)?.try_into().map_err(|_| StoreError::Damaged(column))
+    row.try_get::<Vec<u8>, _>(column)?
+        .try_into()
+        .map_err(|_| StoreError::Damaged(column))
 }
 
 /// Reads the hash of a key.
@@ -44,7 +53,12 @@ pub(super) fn time(row: &SqliteRow, column: &'static str) -> Result<UnixTime, St
 /// Reads a time that may be absent.
 pub(super) fn time_if_any(row: &SqliteRow, column: &'static str) -> Result<Option<UnixTime>, StoreError> {
     let secs = row.try_get::<Option<i64>, _>(column)?;
-    secs.map(|secs| u64::try_from(secs).map(UnixTime::from_secs).map_err(|_| StoreError::Damaged(column))).transpose()
+    secs.map(|secs| {
+        u64::try_from(secs)
+            .map(UnixTime::from_secs)
+            .map_err(|_| StoreError::Damaged(column))
+    })
+    .transpose()
 }
 
 /// Reads JSON.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{ConnectOptions as _, Connection as _, SqlitePool};
 use tunnel_proto::TrustDomain;
 
@@ -24,7 +26,10 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// Makes the file if it is not there, brings its schema up to date, and checks that it is the fleet's.
 pub(super) async fn prepare(path: &Path, fleet: &TrustDomain) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Open { path: path.to_owned(), source: Arc::new(source) };
+    let failed = |source| StoreError::Open {
+        path: path.to_owned(),
+        source: Arc::new(source),
+    };
     // Held until the end of this function: two processes that migrate at once would trip over each other.
     let lock = lock_directory(path).await.map_err(failed)?;
     if create(path).map_err(failed)? {
@@ -41,16 +46,23 @@ pub(super) async fn prepare(path: &Path, fleet: &TrustDomain) -> Result<(), Stor
 
 /// Locks the directory of a file, for as long as what is returned lives. No file is left behind.
 async fn lock_directory(path: &Path) -> io::Result<File> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let lock = File::open(directory)?;
-    let locked = tokio::task::spawn_blocking(move || flock(&lock, FlockOperation::LockExclusive).map(|()| lock));
+    let locked =
+        tokio::task::spawn_blocking(move || flock(&lock, FlockOperation::LockExclusive).map(|()| lock));
     Ok(locked.await.map_err(io::Error::other)??)
 }
 
 /// Opens the connections that read.
 pub(super) async fn readers(path: &Path) -> Result<SqlitePool, StoreError> {
     let options = options(path).pragma("query_only", "on");
-    Ok(SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await?)
+    Ok(SqlitePoolOptions::new()
+        .max_connections(READERS)
+        .connect_with(options)
+        .await?)
 }
 
 /// Returns how every connection is opened: a commit is on the disk when it returns.
@@ -67,7 +79,12 @@ pub(super) fn options(path: &Path) -> SqliteConnectOptions {
 
 /// Makes an empty file that only its owner reads; SQLite gives its companions the same mode. Says whether it was made.
 fn create(path: &Path) -> io::Result<bool> {
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+    match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+    {
         Ok(file) => file.sync_all().map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
@@ -79,6 +96,12 @@ async fn claim(connection: &mut SqliteConnection, fleet: &TrustDomain) -> Result
         .bind(fleet.as_str())
         .execute(&mut *connection)
         .await?;
-    let owner: String = sqlx::query_scalar("SELECT trust_domain FROM fleet").fetch_one(&mut *connection).await?;
-    if owner == fleet.as_str() { Ok(()) } else { Err(StoreError::OtherFleet(owner)) }
+    let owner: String = sqlx::query_scalar("SELECT trust_domain FROM fleet")
+        .fetch_one(&mut *connection)
+        .await?;
+    if owner == fleet.as_str() {
+        Ok(())
+    } else {
+        Err(StoreError::OtherFleet(owner))
+    }
 }

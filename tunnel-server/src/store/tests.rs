@@ -37,43 +37,77 @@ impl std::ops::Deref for Fixture {
 impl Fixture {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("store.db"), &fleet()).await.unwrap();
+        let store = Store::open(&directory.path().join("store.db"), &fleet())
+            .await
+            .unwrap();
         Self { store, directory }
     }
 
     /// Closes the store and opens it again, as a restart does.
     async fn reopen(self) -> Self {
         self.store.close().await;
-        let store = Store::open(&self.directory.path().join("store.db"), &fleet()).await.unwrap();
-        Self { store, directory: self.directory }
+        let store = Store::open(&self.directory.path().join("store.db"), &fleet())
+            .await
+            .unwrap();
+        Self {
+            store,
+            directory: self.directory,
+        }
     }
 
     async fn events(&self) -> Vec<Event> {
         let records = self.store.audit(0, 10_000).await.unwrap();
         tunnel_proto::audit::verify(tunnel_proto::audit::Head::START, &records).unwrap();
-        records.iter().map(|record| Event::read(&record.kind, &record.body).unwrap()).collect()
+        records
+            .iter()
+            .map(|record| Event::read(&record.kind, &record.body).unwrap())
+            .collect()
     }
 
     async fn kinds(&self) -> Vec<String> {
-        self.events().await.iter().map(|event| event.write().kind).collect()
+        self.events()
+            .await
+            .iter()
+            .map(|event| event.write().kind)
+            .collect()
     }
 
     /// Enrols a device with a code of its own, and returns its key.
     async fn enrolled_device(&self, id: &str) -> KeyHash {
-        self.store.add_enrol_code(code(id, Makes::Devices(vec![id.parse().unwrap()])), NOW).await.unwrap();
-        let enrolled = self.store.enrol(newcomer(id, None, id), NOW, issue(id)).await.unwrap().unwrap();
+        self.store
+            .add_enrol_code(code(id, Makes::Devices(vec![id.parse().unwrap()])), NOW)
+            .await
+            .unwrap();
+        let enrolled = self
+            .store
+            .enrol(newcomer(id, None, id), NOW, issue(id))
+            .await
+            .unwrap()
+            .unwrap();
         enrolled.certificate.key
     }
 
     async fn enrolled_operator(&self, name: &str) -> KeyHash {
-        self.store.add_enrol_code(code(name, Makes::Operators(vec![name.parse().unwrap()])), NOW).await.unwrap();
-        let enrolled = self.store.enrol(newcomer(name, None, name), NOW, issue(name)).await.unwrap().unwrap();
+        self.store
+            .add_enrol_code(code(name, Makes::Operators(vec![name.parse().unwrap()])), NOW)
+            .await
+            .unwrap();
+        let enrolled = self
+            .store
+            .enrol(newcomer(name, None, name), NOW, issue(name))
+            .await
+            .unwrap()
+            .unwrap();
         enrolled.certificate.key
     }
 
     async fn with_policy() -> Self {
         let fixture = Self::new().await;
-        fixture.store.set_policy("// one".into(), "test".into(), NOW).await.unwrap();
+        fixture
+            .store
+            .set_policy("// one".into(), "test".into(), NOW)
+            .await
+            .unwrap();
         fixture
     }
 }
@@ -172,10 +206,38 @@ async fn the_file_and_its_companions_are_for_the_owner_alone() {
     let mut seen = 0;
     for entry in std::fs::read_dir(fixture.directory.path()).unwrap() {
         let entry = entry.unwrap();
-        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.file_name());
+        assert_eq!(
+            entry.metadata().unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{:?}",
+            entry.file_name()
+        );
         seen += 1;
     }
     assert!(seen >= 2, "there is a write-ahead log");
+}
+
+/// What a commit promises hangs on two settings: the log, and the sync of each commit (SQLite, `PRAGMA synchronous`).
+#[tokio::test]
+async fn every_commit_of_the_writer_is_synced() {
+    use sqlx::Row as _;
+    let fixture = Fixture::new().await;
+    let settings = fixture.write(|w| {
+        Box::pin(async move {
+            let synchronous = sqlx::query("PRAGMA synchronous")
+                .fetch_one(&mut w.connection)
+                .await?;
+            let journal = sqlx::query("PRAGMA journal_mode")
+                .fetch_one(&mut w.connection)
+                .await?;
+            Ok((
+                synchronous.try_get::<i64, _>(0)?,
+                journal.try_get::<String, _>(0)?,
+            ))
+        })
+    });
+    const FULL: i64 = 2;
+    assert_eq!(settings.await.unwrap(), (FULL, "wal".to_owned()));
 }
 
 #[tokio::test]
@@ -208,9 +270,15 @@ async fn a_store_of_a_newer_release_is_refused() {
     fixture.close().await;
     let path = fixture.directory.path().join("store.db");
     let mut connection = schema::options(&path).connect().await.unwrap();
-    sqlx::query("UPDATE _sqlx_migrations SET version = 99").execute(&mut connection).await.unwrap();
+    sqlx::query("UPDATE _sqlx_migrations SET version = 99")
+        .execute(&mut connection)
+        .await
+        .unwrap();
     drop(connection);
-    assert!(matches!(Store::open(&path, &fleet()).await, Err(StoreError::Migrate(_))));
+    assert!(matches!(
+        Store::open(&path, &fleet()).await,
+        Err(StoreError::Migrate(_))
+    ));
 }
 
 #[tokio::test]
@@ -219,7 +287,10 @@ async fn after_close_nothing_is_written_and_all_says_so() {
     fixture.close().await;
     let refused = fixture.set_policy("// two".into(), "test".into(), NOW).await;
     assert!(matches!(refused, Err(StoreError::Closed)));
-    assert_eq!(fixture.reopen().await.policy().await.unwrap().unwrap().revision, 1);
+    assert_eq!(
+        fixture.reopen().await.policy().await.unwrap().unwrap().revision,
+        1
+    );
 }
 
 #[tokio::test]
@@ -229,7 +300,10 @@ async fn two_processes_may_open_a_new_store_at_once() {
     let (fleet_a, fleet_b) = (fleet(), fleet());
     let open = (Store::open(&path, &fleet_a), Store::open(&path, &fleet_b));
     let (a, b) = tokio::join!(open.0, open.1);
-    a.unwrap().set_policy("// a".into(), "a".into(), NOW).await.unwrap();
+    a.unwrap()
+        .set_policy("// a".into(), "a".into(), NOW)
+        .await
+        .unwrap();
     assert_eq!(b.unwrap().policy().await.unwrap().unwrap().text, "// a");
 }
 
@@ -242,7 +316,9 @@ async fn a_full_disk_is_told_and_got_over() {
     fixture
         .write(|w| {
             Box::pin(async move {
-                sqlx::query("PRAGMA max_page_count = 1").execute(&mut w.connection).await?;
+                sqlx::query("PRAGMA max_page_count = 1")
+                    .execute(&mut w.connection)
+                    .await?;
                 Ok(())
             })
         })
@@ -250,11 +326,20 @@ async fn a_full_disk_is_told_and_got_over() {
         .unwrap();
     let big = "x".repeat(1 << 20);
     let refused = fixture.set_policy(big, "test".into(), NOW).await;
-    assert!(matches!(&refused, Err(error @ StoreError::Write(_)) if error.code() == Code::AuditUnavailable), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(error @ StoreError::Write(_)) if error.code() == Code::AuditUnavailable),
+        "{refused:?}"
+    );
     assert_eq!(fixture.audit_head().await.unwrap(), before);
     assert_eq!(fixture.policy().await.unwrap().unwrap().revision, 1);
     // The connection that failed is not used again; the next operation finds a disk with room.
-    assert_eq!(fixture.set_policy("// two".into(), "test".into(), NOW).await.unwrap(), 2);
+    assert_eq!(
+        fixture
+            .set_policy("// two".into(), "test".into(), NOW)
+            .await
+            .unwrap(),
+        2
+    );
     assert_eq!(fixture.kinds().await, ["policy.changed", "policy.changed"]);
 }
 

@@ -8,7 +8,9 @@ use tunnel_proto::{CircuitId, Code, Identity, TokenId, TrustDomain, TunnelId, Un
 
 use super::enrolment::is_revoked;
 use super::journal::revision;
-use super::records::{Denied, Ended, NewTunnel, NotOpened, Redeemed, SessionRecord, TunnelRecord, TunnelState};
+use super::records::{
+    Denied, Ended, NewTunnel, NotOpened, Redeemed, SessionRecord, TunnelRecord, TunnelState,
+};
 use super::rows::{bytes, json, key, name, number, secs, signed, time, time_if_any, to_json};
 use super::writer::Write;
 use super::{Store, StoreError};
@@ -26,7 +28,8 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<(), NotOpened>, StoreError> {
         let fleet = self.inner.fleet.clone();
-        self.write(move |w| Box::pin(async move { open(w, &fleet, tunnel, now).await })).await
+        self.write(move |w| Box::pin(async move { open(w, &fleet, tunnel, now).await }))
+            .await
     }
 
     /// Records that a tunnel was refused.
@@ -58,7 +61,8 @@ impl Store {
         role: Role,
         now: UnixTime,
     ) -> Result<Redeemed, StoreError> {
-        self.write(move |w| Box::pin(async move { redeem(w, token, tunnel, role, now).await })).await
+        self.write(move |w| Box::pin(async move { redeem(w, token, tunnel, role, now).await }))
+            .await
     }
 
     /// Writes down that both legs of a tunnel were bound, and says whether it was opening until now.
@@ -68,10 +72,11 @@ impl Store {
     pub async fn tunnel_open(&self, tunnel: TunnelId) -> Result<bool, StoreError> {
         self.write(move |w| {
             Box::pin(async move {
-                let done = sqlx::query("UPDATE tunnels SET state = 'open' WHERE id = ? AND state = 'opening'")
-                    .bind(&tunnel.as_bytes()[..])
-                    .execute(&mut w.connection)
-                    .await?;
+                let done =
+                    sqlx::query("UPDATE tunnels SET state = 'open' WHERE id = ? AND state = 'opening'")
+                        .bind(&tunnel.as_bytes()[..])
+                        .execute(&mut w.connection)
+                        .await?;
                 if done.rows_affected() == 0 {
                     return Ok(false);
                 }
@@ -95,7 +100,8 @@ impl Store {
         now: UnixTime,
     ) -> Result<bool, StoreError> {
         let by = bounded(by);
-        self.write(move |w| Box::pin(async move { end(w, tunnel, reason, by, traffic, now).await })).await
+        self.write(move |w| Box::pin(async move { end(w, tunnel, reason, by, traffic, now).await }))
+            .await
     }
 
     /// Records a session that took place or was refused.
@@ -103,11 +109,27 @@ impl Store {
     /// # Errors
     /// Returns an error if the record is not on the disk.
     pub async fn session(&self, session: SessionRecord) -> Result<(), StoreError> {
-        let SessionRecord { tunnel, millis, bytes_in, bytes_out, .. } = session;
+        let SessionRecord {
+            tunnel,
+            millis,
+            bytes_in,
+            bytes_out,
+            ..
+        } = session;
         let service = bounded(&session.service);
         self.record(match session.refused {
-            Some(reason) => Event::SessionRefused { tunnel, service, reason },
-            None => Event::SessionEnded { tunnel, service, millis, bytes_in, bytes_out },
+            Some(reason) => Event::SessionRefused {
+                tunnel,
+                service,
+                reason,
+            },
+            None => Event::SessionEnded {
+                tunnel,
+                service,
+                millis,
+                bytes_in,
+                bytes_out,
+            },
         })
         .await
     }
@@ -134,7 +156,13 @@ impl Store {
         } else {
             "SELECT * FROM tunnels ORDER BY opened_at DESC, rowid DESC LIMIT ?"
         };
-        sqlx::query(statement).bind(limit).fetch_all(&self.inner.readers).await?.iter().map(record).collect()
+        sqlx::query(statement)
+            .bind(limit)
+            .fetch_all(&self.inner.readers)
+            .await?
+            .iter()
+            .map(record)
+            .collect()
     }
 
     /// Returns every tunnel that has not ended, for a server that starts again.
@@ -158,7 +186,9 @@ async fn open(
     }
     let operator = Identity::operator(fleet, &tunnel.operator);
     let device = Identity::device(fleet, &tunnel.device);
-    if is_revoked(w, &operator, &tunnel.holder_key).await? || is_revoked(w, &device, &tunnel.device_key).await? {
+    if is_revoked(w, &operator, &tunnel.holder_key).await?
+        || is_revoked(w, &device, &tunnel.device_key).await?
+    {
         return Ok(Err(NotOpened::Revoked));
     }
     sqlx::query(
@@ -212,17 +242,22 @@ async fn redeem(
     if alive.is_none() {
         return Ok(Redeemed::Gone);
     }
-    let done = sqlx::query("INSERT OR IGNORE INTO redeemed (token, tunnel, role, redeemed_at) VALUES (?, ?, ?, ?)")
-        .bind(&token.as_bytes()[..])
-        .bind(&tunnel.as_bytes()[..])
-        .bind(role as u8)
-        .bind(secs(now))
-        .execute(&mut w.connection)
-        .await?;
+    let done =
+        sqlx::query("INSERT OR IGNORE INTO redeemed (token, tunnel, role, redeemed_at) VALUES (?, ?, ?, ?)")
+            .bind(&token.as_bytes()[..])
+            .bind(&tunnel.as_bytes()[..])
+            .bind(role as u8)
+            .bind(secs(now))
+            .execute(&mut w.connection)
+            .await?;
     if done.rows_affected() == 0 {
         return Ok(Redeemed::Again);
     }
-    w.append(&Event::TunnelAttached { tunnel, role: role.as_str().to_owned() }).await?;
+    w.append(&Event::TunnelAttached {
+        tunnel,
+        role: role.as_str().to_owned(),
+    })
+    .await?;
     Ok(Redeemed::First)
 }
 
@@ -248,7 +283,16 @@ async fn end(
     let Some(row) = row else { return Ok(false) };
     let (operator, device) = (name(&row, "operator")?, name(&row, "device")?);
     let lived_secs = now.since(time(&row, "opened_at")?).as_secs();
-    w.append(&Event::TunnelEnded { tunnel, operator, device, reason, by, lived_secs, traffic }).await?;
+    w.append(&Event::TunnelEnded {
+        tunnel,
+        operator,
+        device,
+        reason,
+        by,
+        lived_secs,
+        traffic,
+    })
+    .await?;
     Ok(true)
 }
 
@@ -276,11 +320,18 @@ fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
 }
 
 fn ended(row: &SqliteRow) -> Result<Option<Ended>, StoreError> {
-    let Some(at) = time_if_any(row, "ended_at")? else { return Ok(None) };
+    let Some(at) = time_if_any(row, "ended_at")? else {
+        return Ok(None);
+    };
     let traffic = match row.try_get::<Option<String>, _>("traffic")? {
         Some(_) => Some(json(row, "traffic")?),
         None => None,
     };
     let reason = Code::from_text(&row.try_get::<String, _>("end_code")?);
-    Ok(Some(Ended { at, reason, by: row.try_get("ended_by")?, traffic }))
+    Ok(Some(Ended {
+        at,
+        reason,
+        by: row.try_get("ended_by")?,
+        traffic,
+    }))
 }

@@ -13,6 +13,7 @@ use tunnel_proto::audit::Head;
 
 use super::{QUEUE_WAIT, Store, StoreError, journal, schema};
 use crate::audit::Event;
+use crate::failure::chain;
 
 /// Most operations in one transaction: bounds how long the first of them waits for the last.
 const BATCH: usize = 128;
@@ -102,13 +103,23 @@ impl Store {
         F: for<'w> FnOnce(&'w mut Write) -> BoxFuture<'w, Result<T, StoreError>> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(Queued { work: Some(work), done: None, reply });
+        let job = Box::new(Queued {
+            work: Some(work),
+            done: None,
+            reply,
+        });
         match self.inner.queue.send_timeout(job, QUEUE_WAIT).await {
             Ok(()) => answer.await.map_err(|_| StoreError::Closed)?,
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => Err(StoreError::Busy),
             Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(StoreError::Closed),
         }
     }
+}
+
+/// An operation that was taken into the transaction, and how it went.
+struct Taken {
+    job: Box<dyn Job>,
+    outcome: Result<(), StoreError>,
 }
 
 /// The writer's own state: the file and, while it is well, the connection.
@@ -120,7 +131,10 @@ pub(super) struct Writer {
 impl Writer {
     /// Connects for writing.
     pub(super) async fn connect(path: &Path) -> Result<Self, StoreError> {
-        let mut writer = Self { path: path.to_owned(), write: None };
+        let mut writer = Self {
+            path: path.to_owned(),
+            write: None,
+        };
         writer.reconnect().await?;
         Ok(writer)
     }
@@ -147,7 +161,10 @@ impl Writer {
 
     /// Does `first` and what else is queued in one transaction, then answers all.
     async fn batch(&mut self, first: Box<dyn Job>, waiting: &mut mpsc::Receiver<Box<dyn Job>>) {
-        let mut jobs = vec![(first, Ok(()))];
+        let mut jobs = vec![Taken {
+            job: first,
+            outcome: Ok(()),
+        }];
         let outcome = self.transact(&mut jobs, waiting).await.map_err(as_write_error);
         if let Err(error) = &outcome {
             tracing::error!(error = %chain(error), operations = jobs.len(), "the store cannot be written");
@@ -155,14 +172,14 @@ impl Writer {
             // look written afterwards (THREATS SRV-02).
             self.write = None;
         }
-        for (job, own) in jobs {
-            job.answer(outcome.clone().and(own));
+        for taken in jobs {
+            taken.job.answer(outcome.clone().and(taken.outcome));
         }
     }
 
     async fn transact(
         &mut self,
-        jobs: &mut Vec<(Box<dyn Job>, Result<(), StoreError>)>,
+        jobs: &mut Vec<Taken>,
         waiting: &mut mpsc::Receiver<Box<dyn Job>>,
     ) -> Result<(), StoreError> {
         let write = self.ready().await?;
@@ -170,11 +187,13 @@ impl Writer {
         write.run("BEGIN IMMEDIATE").await?;
         write.head = journal::head(&mut write.connection).await?;
         let mut next = 0;
-        while let Some((job, own)) = jobs.get_mut(next) {
-            *own = savepoint(write, job.as_mut()).await?;
+        while let Some(taken) = jobs.get_mut(next) {
+            taken.outcome = savepoint(write, taken.job.as_mut()).await?;
             next += 1;
-            if jobs.len() < BATCH && let Ok(job) = waiting.try_recv() {
-                jobs.push((job, Ok(())));
+            if jobs.len() < BATCH
+                && let Ok(job) = waiting.try_recv()
+            {
+                jobs.push(Taken { job, outcome: Ok(()) });
             }
         }
         write.run("COMMIT").await
@@ -189,7 +208,10 @@ impl Writer {
 
     async fn reconnect(&mut self) -> Result<(), StoreError> {
         let connection = schema::options(&self.path).connect().await?;
-        self.write = Some(Write { connection, head: Head::START });
+        self.write = Some(Write {
+            connection,
+            head: Head::START,
+        });
         Ok(())
     }
 }
@@ -213,16 +235,3 @@ fn as_write_error(error: StoreError) -> StoreError {
         other => other,
     }
 }
-
-/// Writes an error with its causes.
-fn chain(error: &StoreError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-

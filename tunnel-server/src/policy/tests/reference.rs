@@ -79,11 +79,17 @@ impl Policy {
     fn random(rng: &mut Rng) -> Self {
         // Conditions speak of what only a connection has, so those policies are about connections.
         let conditions = if rng.bool() {
-            (0..rng.usize(1..4)).map(|_| (rng.bool(), Condition::random(rng))).collect()
+            (0..rng.usize(1..4))
+                .map(|_| (rng.bool(), Condition::random(rng)))
+                .collect()
         } else {
             Vec::new()
         };
-        let actions = if conditions.is_empty() { some_of(rng, &ACTIONS) } else { vec!["connect"] };
+        let actions = if conditions.is_empty() {
+            some_of(rng, &ACTIONS)
+        } else {
+            vec!["connect"]
+        };
         Self {
             permit: rng.u8(..3) > 0,
             operator: match rng.u8(..3) {
@@ -251,29 +257,48 @@ fn decide(policies: &[Policy], asked: &Asked) -> (bool, Vec<String>) {
 
 #[test]
 fn the_engine_decides_as_a_plain_evaluator_does() {
-    let seed = std::env::var("TUNNEL_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed = std::env::var("TUNNEL_TEST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..));
     let mut rng = Rng::with_seed(seed);
     let (mut allowed, mut failed) = (0, 0);
     for _ in 0..SETS {
         let policies: Vec<Policy> = (0..rng.usize(..7)).map(|_| Policy::random(&mut rng)).collect();
-        let text: String = policies.iter().enumerate().map(|(number, policy)| policy.to_cedar(number)).collect();
+        let text: String = policies
+            .iter()
+            .enumerate()
+            .map(|(number, policy)| policy.to_cedar(number))
+            .collect();
         let engine = Engine::new(&text).unwrap_or_else(|error| panic!("seed {seed}: {error} in\n{text}"));
         for _ in 0..REQUESTS {
             let asked = Asked::random(&mut rng);
             let service: ServiceName = asked.service.parse().unwrap();
             let circumstances = circumstances();
-            let request =
-                Request { operator: &asked.operator, action: asked.action(&service), circumstances: &circumstances };
+            let request = Request {
+                operator: &asked.operator,
+                action: asked.action(&service),
+                circumstances: &circumstances,
+            };
             let decision = engine.decide(&request);
             let (allow, names) = decide(&policies, &asked);
-            assert_eq!(decision.allow, allow, "seed {seed}: {asked:?}\n{text}{decision:?}");
-            assert_eq!(decision.policies, names, "seed {seed}: {asked:?}\n{text}{decision:?}");
+            assert_eq!(
+                decision.allow, allow,
+                "seed {seed}: {asked:?}\n{text}{decision:?}"
+            );
+            assert_eq!(
+                decision.policies, names,
+                "seed {seed}: {asked:?}\n{text}{decision:?}"
+            );
             allowed += u32::from(allow);
             failed += u32::from(!decision.errors.is_empty());
         }
     }
     // The comparison is worth something only if all outcomes occur.
     let total = SETS * REQUESTS;
-    assert!(allowed > total / 20 && allowed < total * 19 / 20, "seed {seed}: {allowed} of {total} were allowed");
+    assert!(
+        allowed > total / 20 && allowed < total * 19 / 20,
+        "seed {seed}: {allowed} of {total} were allowed"
+    );
     assert!(failed > total / 200, "seed {seed}: {failed} of {total} failed");
 }

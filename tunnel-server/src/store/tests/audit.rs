@@ -6,7 +6,10 @@ use tunnel_proto::audit::{Fault, Head, verify};
 use super::*;
 
 async fn note(store: &Store, number: u64) {
-    let linked = Event::EnrolGuessed { count: number, last_source: "192.0.2.1".into() };
+    let linked = Event::EnrolGuessed {
+        count: number,
+        last_source: "192.0.2.1".into(),
+    };
     store.record(linked).await.unwrap();
 }
 
@@ -33,10 +36,16 @@ async fn the_chain_is_whole_over_pages_and_restarts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_stores_on_one_file_make_one_chain() {
     let fixture = Fixture::new().await;
-    let other = Store::open(&fixture.directory.path().join("store.db"), &fleet()).await.unwrap();
+    let other = Store::open(&fixture.directory.path().join("store.db"), &fleet())
+        .await
+        .unwrap();
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..200 {
-        let store = if number % 2 == 0 { fixture.store.clone() } else { other.clone() };
+        let store = if number % 2 == 0 {
+            fixture.store.clone()
+        } else {
+            other.clone()
+        };
         tasks.spawn(async move { note(&store, number).await });
     }
     tasks.join_all().await;
@@ -52,13 +61,25 @@ async fn a_changed_record_is_refused_by_the_file_and_found_by_the_chain() {
     for number in 0..5 {
         note(&fixture, number).await;
     }
-    let mut thief = schema::options(&fixture.directory.path().join("store.db")).connect().await.unwrap();
-    for statement in ["UPDATE audit SET body = '{}' WHERE seq = 3", "DELETE FROM audit WHERE seq = 3"] {
+    let mut thief = schema::options(&fixture.directory.path().join("store.db"))
+        .connect()
+        .await
+        .unwrap();
+    for statement in [
+        "UPDATE audit SET body = '{}' WHERE seq = 3",
+        "DELETE FROM audit WHERE seq = 3",
+    ] {
         let refused = sqlx::query(statement).execute(&mut thief).await.unwrap_err();
         assert!(refused.to_string().contains("audit records are not"), "{refused}");
     }
-    sqlx::query("DROP TRIGGER audit_is_not_changed").execute(&mut thief).await.unwrap();
-    sqlx::query("UPDATE audit SET body = '{}' WHERE seq = 3").execute(&mut thief).await.unwrap();
+    sqlx::query("DROP TRIGGER audit_is_not_changed")
+        .execute(&mut thief)
+        .await
+        .unwrap();
+    sqlx::query("UPDATE audit SET body = '{}' WHERE seq = 3")
+        .execute(&mut thief)
+        .await
+        .unwrap();
     let broken = verify(Head::START, &fixture.audit(0, 100).await.unwrap()).unwrap_err();
     assert_eq!((broken.seq, broken.fault), (3, Fault::Content));
 }
@@ -82,8 +103,20 @@ async fn every_policy_is_kept_and_the_last_is_in_force() {
     let fixture = Fixture::new().await;
     assert_eq!(fixture.policy().await.unwrap(), None);
     for (text, revision) in [("// one", 1), ("// two", 2)] {
-        assert_eq!(fixture.set_policy(text.into(), "operator/root".into(), NOW).await.unwrap(), revision);
+        assert_eq!(
+            fixture
+                .set_policy(text.into(), "operator/root".into(), NOW)
+                .await
+                .unwrap(),
+            revision
+        );
     }
     let in_force = fixture.reopen().await.policy().await.unwrap();
-    assert_eq!(in_force, Some(PolicyRecord { revision: 2, text: "// two".into() }));
+    assert_eq!(
+        in_force,
+        Some(PolicyRecord {
+            revision: 2,
+            text: "// two".into()
+        })
+    );
 }

@@ -17,7 +17,11 @@ const CHILD: &str = "TUNNEL_TEST_CRASH_STORE";
 fn numbered(number: u64) -> NewTunnel {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&number.to_be_bytes());
-    NewTunnel { id: TunnelId::from_bytes(bytes), circuit: CircuitId::from_bytes(bytes), ..tunnel(0) }
+    NewTunnel {
+        id: TunnelId::from_bytes(bytes),
+        circuit: CircuitId::from_bytes(bytes),
+        ..tunnel(0)
+    }
 }
 
 /// Opens a tunnel and redeems its token, and returns only when both were answered.
@@ -26,7 +30,10 @@ async fn open_and_redeem(store: &Store, number: u64) {
     let id = new.id;
     store.open_tunnel(new, NOW).await.unwrap().unwrap();
     let token = TokenId::from_bytes(*id.as_bytes());
-    assert_eq!(store.redeem(token, id, Role::Source, NOW).await.unwrap(), Redeemed::First);
+    assert_eq!(
+        store.redeem(token, id, Role::Source, NOW).await.unwrap(),
+        Redeemed::First
+    );
 }
 
 /// Checks a store after a crash: the chain is whole, each tunnel has its record and the other way round, and of the
@@ -41,17 +48,37 @@ async fn check(path: &Path, answered: impl Iterator<Item = u64>) {
             break;
         }
         head = verify(head, &records).unwrap();
-        opened += records.iter().filter(|record| record.kind == "tunnel.opened").count();
-        attached += records.iter().filter(|record| record.kind == "tunnel.attached").count();
+        opened += records
+            .iter()
+            .filter(|record| record.kind == "tunnel.opened")
+            .count();
+        attached += records
+            .iter()
+            .filter(|record| record.kind == "tunnel.attached")
+            .count();
     }
     let tunnels = store.live_tunnels().await.unwrap();
-    assert_eq!(tunnels.len(), opened, "each tunnel has its record, and each record its tunnel");
+    assert_eq!(
+        tunnels.len(),
+        opened,
+        "each tunnel has its record, and each record its tunnel"
+    );
     assert!(attached <= opened);
     for number in answered {
         let id = numbered(number).id;
-        assert!(tunnels.iter().any(|tunnel| tunnel.decided.id == id), "tunnel {number} was answered and is lost");
-        let again = store.redeem(TokenId::from_bytes(*id.as_bytes()), id, Role::Source, NOW).await.unwrap();
-        assert_eq!(again, Redeemed::Again, "the token of tunnel {number} can be redeemed twice");
+        assert!(
+            tunnels.iter().any(|tunnel| tunnel.decided.id == id),
+            "tunnel {number} was answered and is lost"
+        );
+        let again = store
+            .redeem(TokenId::from_bytes(*id.as_bytes()), id, Role::Source, NOW)
+            .await
+            .unwrap();
+        assert_eq!(
+            again,
+            Redeemed::Again,
+            "the token of tunnel {number} can be redeemed twice"
+        );
     }
     // It works on.
     open_and_redeem(&store, u64::MAX).await;
@@ -64,12 +91,19 @@ async fn a_writer_that_vanishes_in_a_batch_leaves_only_whole_operations() {
     for round in 0..20 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store.db");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let answered = Arc::new(std::sync::Mutex::new(Vec::new()));
         let (here, path_there) = (Arc::clone(&answered), path.clone());
         let store = runtime.spawn(async move {
             let store = Store::open(&path_there, &fleet()).await.unwrap();
-            store.set_policy("// one".into(), "test".into(), NOW).await.unwrap();
+            store
+                .set_policy("// one".into(), "test".into(), NOW)
+                .await
+                .unwrap();
             store
         });
         let store = store.await.unwrap();
@@ -101,7 +135,10 @@ async fn an_image_of_any_moment_has_all_that_was_answered_before() {
     // Somebody who reads keeps the log from being wound back, so that a copy of the database and a later copy of the log
     // fit together as the two files on a disk do.
     let mut reader = fixture.inner.readers.begin().await.unwrap();
-    sqlx::query("SELECT count(*) FROM audit").execute(&mut *reader).await.unwrap();
+    sqlx::query("SELECT count(*) FROM audit")
+        .execute(&mut *reader)
+        .await
+        .unwrap();
     let (store, counter) = (fixture.store.clone(), Arc::clone(&answered));
     let mut writer = tokio::task::JoinSet::new();
     writer.spawn(async move {
@@ -149,10 +186,18 @@ async fn killed_at_any_moment_nothing_that_was_answered_is_lost() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store.db");
         let store = Store::open(&path, &fleet()).await.unwrap();
-        store.set_policy("// one".into(), "test".into(), NOW).await.unwrap();
+        store
+            .set_policy("// one".into(), "test".into(), NOW)
+            .await
+            .unwrap();
         store.close().await;
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "store::tests::crash::child_that_writes", "--nocapture", "--test-threads=1"])
+            .args([
+                "--exact",
+                "store::tests::crash::child_that_writes",
+                "--nocapture",
+                "--test-threads=1",
+            ])
             .env(CHILD, &path)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -160,26 +205,44 @@ async fn killed_at_any_moment_nothing_that_was_answered_is_lost() {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let enough = rng.usize(1..60);
-        let mut answered: Vec<u64> = lines.by_ref().map_while(Result::ok).filter_map(number).take(enough).collect();
+        let mut answered: Vec<u64> = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .filter_map(number)
+            .take(enough)
+            .collect();
         child.kill().unwrap();
         // What it said before it died counts too; the last line may be torn.
         answered.extend(lines.map_while(Result::ok).filter_map(number));
         child.wait().unwrap();
-        assert!(answered.len() >= enough, "seed {seed}, round {round}: the child said too little");
+        assert!(
+            answered.len() >= enough,
+            "seed {seed}, round {round}: the child said too little"
+        );
         check(&path, answered.into_iter()).await;
     }
 }
 
 fn number(line: String) -> Option<u64> {
-    line.trim().strip_prefix("answered ")?.strip_suffix('.')?.parse().ok()
+    line.trim()
+        .strip_prefix("answered ")?
+        .strip_suffix('.')?
+        .parse()
+        .ok()
 }
 
 /// The process that is killed; without its variable it does nothing.
 #[test]
 fn child_that_writes() {
     use std::io::Write as _;
-    let Some(path) = std::env::var_os(CHILD) else { return };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let Some(path) = std::env::var_os(CHILD) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let store = Store::open(Path::new(&path), &fleet()).await.unwrap();
         let mut tasks = tokio::task::JoinSet::new();

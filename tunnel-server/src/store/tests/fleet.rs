@@ -10,7 +10,10 @@ async fn what_a_device_reports_is_kept_and_replaced() {
     let id = "pump-17".parse().unwrap();
     fixture.enrolled_device("pump-17").await;
     let before = fixture.device(&id).await.unwrap().unwrap();
-    assert_eq!((before.last_seen, before.access, before.services.len()), (None, false, 0));
+    assert_eq!(
+        (before.last_seen, before.access, before.services.len()),
+        (None, false, 0)
+    );
     let mut report = Report {
         services: vec!["ssh".parse().unwrap()],
         ssh_host_keys: vec!["ssh-ed25519 AAAA".into()],
@@ -19,21 +22,36 @@ async fn what_a_device_reports_is_kept_and_replaced() {
     };
     fixture.device_seen(&id, &report, "0.1.0", NOW).await.unwrap();
     let seen = fixture.device(&id).await.unwrap().unwrap();
-    assert_eq!((seen.last_seen, seen.access, &seen.services), (Some(NOW), true, &report.services));
-    assert_eq!((seen.version.as_deref(), seen.platform.as_deref()), (Some("0.1.0"), Some("linux/x86_64")));
+    assert_eq!(
+        (seen.last_seen, seen.access, &seen.services),
+        (Some(NOW), true, &report.services)
+    );
+    assert_eq!(
+        (seen.version.as_deref(), seen.platform.as_deref()),
+        (Some("0.1.0"), Some("linux/x86_64"))
+    );
     assert_eq!(seen.ssh_host_keys, report.ssh_host_keys);
     report.access = false;
     report.ssh_host_keys.clear();
-    fixture.device_seen(&id, &report, "0.1.0", NOW.after(HOUR)).await.unwrap();
+    fixture
+        .device_seen(&id, &report, "0.1.0", NOW.after(HOUR))
+        .await
+        .unwrap();
     let seen = fixture.device(&id).await.unwrap().unwrap();
-    assert_eq!((seen.last_seen, seen.access, seen.ssh_host_keys.len()), (Some(NOW.after(HOUR)), false, 0));
+    assert_eq!(
+        (seen.last_seen, seen.access, seen.ssh_host_keys.len()),
+        (Some(NOW.after(HOUR)), false, 0)
+    );
 }
 
 #[tokio::test]
 async fn a_device_that_was_never_enrolled_is_not_made_by_a_report() {
     let fixture = Fixture::new().await;
     let id = "ghost".parse().unwrap();
-    fixture.device_seen(&id, &Report::default(), "0.1.0", NOW).await.unwrap();
+    fixture
+        .device_seen(&id, &Report::default(), "0.1.0", NOW)
+        .await
+        .unwrap();
     assert_eq!(fixture.device(&id).await.unwrap(), None);
 }
 
@@ -44,28 +62,90 @@ async fn groups_are_joined_left_and_recorded_once() {
     let id = "pump-17".parse().unwrap();
     let member = || Member::Device("pump-17".parse().unwrap());
     for (name, new) in [("wet", true), ("pumps", true), ("pumps", false)] {
-        assert_eq!(fixture.add_to_group(member(), group(name), "operator/root".into()).await.unwrap(), new);
+        assert_eq!(
+            fixture
+                .add_to_group(member(), group(name), "operator/root".into())
+                .await
+                .unwrap(),
+            new
+        );
     }
-    assert_eq!(fixture.device(&id).await.unwrap().unwrap().groups, [group("pumps"), group("wet")]);
-    assert!(fixture.remove_from_group(member(), group("wet"), "operator/root".into()).await.unwrap());
-    assert!(!fixture.remove_from_group(member(), group("wet"), "operator/root".into()).await.unwrap());
+    assert_eq!(
+        fixture.device(&id).await.unwrap().unwrap().groups,
+        [group("pumps"), group("wet")]
+    );
+    assert!(
+        fixture
+            .remove_from_group(member(), group("wet"), "operator/root".into())
+            .await
+            .unwrap()
+    );
+    assert!(
+        !fixture
+            .remove_from_group(member(), group("wet"), "operator/root".into())
+            .await
+            .unwrap()
+    );
     assert_eq!(fixture.devices().await.unwrap()[0].groups, [group("pumps")]);
-    let changes = fixture.kinds().await.iter().filter(|kind| *kind == "group.changed").count();
+    let changes = fixture
+        .kinds()
+        .await
+        .iter()
+        .filter(|kind| *kind == "group.changed")
+        .count();
     assert_eq!(changes, 3);
 }
 
 #[tokio::test]
 async fn an_operator_and_a_device_of_one_name_are_two() {
     let fixture = Fixture::new().await;
-    fixture.add_enrol_code(code("d", devices(&["same"])), NOW).await.unwrap();
-    fixture.enrol(newcomer("d", None, "d"), NOW, issue("d")).await.unwrap().unwrap();
-    fixture.add_enrol_code(code("o", Makes::Operators(vec!["same".parse().unwrap()])), NOW).await.unwrap();
-    fixture.enrol(newcomer("o", None, "o"), NOW, issue("o")).await.unwrap().unwrap();
-    fixture.add_to_group(Member::Operator("same".parse().unwrap()), group("admins"), "t".into()).await.unwrap();
-    assert!(fixture.device(&"same".parse().unwrap()).await.unwrap().unwrap().groups.is_empty());
-    fixture.revoke(&device_identity("same"), None, "t".into(), NOW).await.unwrap();
+    fixture
+        .add_enrol_code(code("d", devices(&["same"])), NOW)
+        .await
+        .unwrap();
+    fixture
+        .enrol(newcomer("d", None, "d"), NOW, issue("d"))
+        .await
+        .unwrap()
+        .unwrap();
+    fixture
+        .add_enrol_code(code("o", Makes::Operators(vec!["same".parse().unwrap()])), NOW)
+        .await
+        .unwrap();
+    fixture
+        .enrol(newcomer("o", None, "o"), NOW, issue("o"))
+        .await
+        .unwrap()
+        .unwrap();
+    fixture
+        .add_to_group(
+            Member::Operator("same".parse().unwrap()),
+            group("admins"),
+            "t".into(),
+        )
+        .await
+        .unwrap();
+    assert!(
+        fixture
+            .device(&"same".parse().unwrap())
+            .await
+            .unwrap()
+            .unwrap()
+            .groups
+            .is_empty()
+    );
+    fixture
+        .revoke(&device_identity("same"), None, "t".into(), NOW)
+        .await
+        .unwrap();
     assert!(fixture.device(&"same".parse().unwrap()).await.unwrap().is_none());
-    assert!(fixture.operator(&"same".parse().unwrap()).await.unwrap().is_some());
+    assert!(
+        fixture
+            .operator(&"same".parse().unwrap())
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 /// THREATS I6.
@@ -75,18 +155,43 @@ async fn what_is_revoked_stays_revoked_with_all_its_keys() {
     let identity = device_identity("a");
     let old = fixture.enrolled_device("a").await;
     fixture.enrolled_device("b").await;
-    fixture.renewed(&identity, certificate(&identity, "a2"), NOW).await.unwrap().unwrap();
-    assert!(fixture.revoke(&identity, Some("stolen".into()), "operator/root".into(), NOW).await.unwrap());
-    assert!(!fixture.revoke(&identity, None, "operator/root".into(), NOW).await.unwrap());
+    fixture
+        .renewed(&identity, certificate(&identity, "a2"), NOW)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        fixture
+            .revoke(&identity, Some("stolen".into()), "operator/root".into(), NOW)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !fixture
+            .revoke(&identity, None, "operator/root".into(), NOW)
+            .await
+            .unwrap()
+    );
     let fixture = fixture.reopen().await;
     let revoked = fixture.revoked().await.unwrap();
     assert!(revoked.identities.contains(&identity));
     assert!(revoked.keys.contains(&old) && revoked.keys.contains(&key_of("a2")));
     assert!(!revoked.holds(&device_identity("b"), &key_of("b")));
     assert_eq!(fixture.device(&"a".parse().unwrap()).await.unwrap(), None);
-    let left: Vec<String> = fixture.devices().await.unwrap().iter().map(|device| device.id.to_string()).collect();
+    let left: Vec<String> = fixture
+        .devices()
+        .await
+        .unwrap()
+        .iter()
+        .map(|device| device.id.to_string())
+        .collect();
     assert_eq!(left, ["b"]);
-    let count = fixture.kinds().await.iter().filter(|kind| *kind == "identity.revoked").count();
+    let count = fixture
+        .kinds()
+        .await
+        .iter()
+        .filter(|kind| *kind == "identity.revoked")
+        .count();
     assert_eq!(count, 1);
 }
 
@@ -98,6 +203,9 @@ async fn an_operator_is_known_until_revoked() {
     let key = fixture.enrolled_operator("ana").await;
     let record = fixture.operator(&name).await.unwrap().unwrap();
     assert_eq!((record.key, record.groups.len()), (key, 0));
-    fixture.revoke(&operator_identity("ana"), None, "t".into(), NOW).await.unwrap();
+    fixture
+        .revoke(&operator_identity("ana"), None, "t".into(), NOW)
+        .await
+        .unwrap();
     assert_eq!(fixture.operator(&name).await.unwrap(), None);
 }
