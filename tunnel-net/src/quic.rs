@@ -15,6 +15,17 @@ pub const TUNNEL_SILENCE: Duration = Duration::from_secs(120);
 /// How often an end-to-end connection shows that it is alive, while it is open at the operator's end.
 pub const TUNNEL_KEEPALIVE: Duration = Duration::from_secs(15);
 
+/// What a session may hold at the device, in bytes, when its service does not read.
+const AGENT_STREAM_WINDOW: u32 = 1024 * 1024;
+
+/// What a session may hold at the operator, in bytes: 160 Mbit/s at a round trip of 100 ms. quinn needs up to three times
+/// as much memory while it puts the pieces together, and a stream may cost 10 MB.
+const CLI_STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+
+/// How many sessions of a tunnel may be full before they hold up the others: what all of a connection's streams hold
+/// together is bounded too.
+const SLOW_STREAMS: u32 = 64;
+
 /// Returns the settings that every endpoint of ours has.
 ///
 /// # Security
@@ -43,8 +54,8 @@ pub fn agent_transport(sessions: u32) -> Arc<TransportConfig> {
     let mut config = base(TUNNEL_SILENCE);
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(sessions))
-        .stream_receive_window(VarInt::from_u32(1024 * 1024))
-        .receive_window(VarInt::from_u32(4 * 1024 * 1024))
+        .stream_receive_window(VarInt::from_u32(AGENT_STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(AGENT_STREAM_WINDOW * SLOW_STREAMS))
         .send_window(4 * 1024 * 1024);
     Arc::new(config)
 }
@@ -54,8 +65,8 @@ pub fn cli_transport() -> Arc<TransportConfig> {
     let mut config = base(TUNNEL_SILENCE);
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(4 * 1024 * 1024))
-        .receive_window(VarInt::from_u32(16 * 1024 * 1024))
+        .stream_receive_window(VarInt::from_u32(CLI_STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CLI_STREAM_WINDOW * SLOW_STREAMS))
         .send_window(4 * 1024 * 1024)
         .keep_alive_interval(Some(TUNNEL_KEEPALIVE));
     Arc::new(config)
