@@ -2,7 +2,7 @@
 # A technician gets a shell on a device behind NAT: the whole path with the real programs and a real sshd.
 #   demo.sh         runs and cleans up        KEEP=1 demo.sh    leaves it running       demo.sh stop    ends that
 # With root, namespaces and TUN devices the server, the technician and the device are hosts of a small emulated
-# network, the device behind a NAT that lets nobody in; elsewhere all three share loopback.
+# network, the device behind a NAT that lets nobody in; elsewhere, and with NAT=no, all three share loopback.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin"
@@ -22,9 +22,15 @@ millis() { echo $(($(date +%s%N) / 1000000)); }
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 end_of() { # DIRECTORY: ends what runs for it and removes it
-    local dir=$1 pid
+    local dir=$1 pid pids=()
     if [[ -f $dir/pids ]]; then
-        while read -r pid; do kill "$pid" 2>/dev/null || true; done <"$dir/pids"
+        mapfile -t pids <"$dir/pids"
+        kill "${pids[@]}" 2>/dev/null || true
+        for _ in {1..100}; do
+            kill -0 "${pids[@]}" 2>/dev/null || break
+            sleep 0.05
+        done
+        kill -9 "${pids[@]}" 2>/dev/null || true
     fi
     if [[ -f $dir/netlab ]]; then
         "$(cat "$dir/netlab")" --lab "$LAB" down 2>/dev/null || true
@@ -59,7 +65,7 @@ say "Programs"
 bash scripts/install.sh sshd=openssh-server ssh=openssh-client scp=openssh-client ssh-keygen=openssh-client
 case $PROFILE in dev) flags=() && target=debug ;; *) flags=(--profile "$PROFILE") && target=$PROFILE ;; esac
 behind_nat=no
-if [[ $EUID -eq 0 && -e /dev/net/tun ]] && unshare --net true 2>/dev/null \
+if [[ ${NAT:-} != no && $EUID -eq 0 && -e /dev/net/tun ]] && unshare --net true 2>/dev/null \
     && bash scripts/install.sh ip=iproute2 nft=nftables; then
     behind_nat=yes
 fi
