@@ -1,8 +1,8 @@
 //! Messages and bytes on QUIC streams.
 
-use std::io;
+use std::io::{self, IoSlice};
 
-use bytes::BytesMut;
+use bytes::{Buf as _, Bytes, BytesMut};
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tunnel_proto::frame::{self, FrameError};
@@ -10,8 +10,8 @@ use tunnel_proto::frame::{self, FrameError};
 /// Most bytes that are read from a local socket at once, and the room that is kept for them.
 const CHUNK: usize = 64 * 1024;
 
-/// Most bytes that are taken from a QUIC stream at once.
-const RECEIVE: usize = 256 * 1024;
+/// Most chunks that are taken from a QUIC stream at once; each is the part of a packet.
+const CHUNKS: usize = 64;
 
 /// Error code of a stream whose local side broke off. The peer breaks its own local side off in turn.
 pub const BROKEN: VarInt = VarInt::from_u32(1);
@@ -91,13 +91,37 @@ where
     spliced
 }
 
-/// Carries bytes from the local side to the stream, and its end.
+/// A stream's sending half that ends well only when it is told to. What is dropped half-way, because a session was cut or
+/// its other direction failed, is reset: quinn would finish it, and the peer would take a part for the whole.
+struct Outgoing {
+    send: SendStream,
+    finished: bool,
+}
+
+impl Outgoing {
+    fn finish(mut self) {
+        self.finished = true;
+        // It fails only when the peer has stopped the stream, and then it wants no end.
+        let _ = self.send.finish();
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = self.send.reset(BROKEN);
+        }
+    }
+}
+
+/// Carries bytes from the local side to the stream, and its end. Dropped before that, it resets the stream.
 ///
 /// # Errors
 /// Returns why the local side or the stream broke; the other is told.
-pub async fn outwards(mut send: SendStream, mut reader: impl AsyncRead + Unpin, count: &mut u64) -> io::Result<()> {
+pub async fn outwards(send: SendStream, mut reader: impl AsyncRead + Unpin, count: &mut u64) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     let stopped = send.stopped();
+    let mut outgoing = Outgoing { send, finished: false };
     tokio::pin!(stopped);
     loop {
         if buffer.capacity() < CHUNK / 4 {
@@ -105,24 +129,15 @@ pub async fn outwards(mut send: SendStream, mut reader: impl AsyncRead + Unpin, 
         }
         // A peer that wants no more is noticed also while the local side has nothing to say.
         let read = tokio::select! {
-            read = reader.read_buf(&mut buffer) => read,
+            read = reader.read_buf(&mut buffer) => read?,
             stopped = &mut stopped => return stopped_early(stopped),
         };
-        match read {
-            Ok(0) => {
-                let _ = send.finish();
-                // The stream's state is needed until the peer has all of it; dropping the handle would not lose it.
-                return Ok(());
-            }
-            Ok(length) => {
-                send.write_chunk(buffer.split().freeze()).await?;
-                *count += length as u64;
-            }
-            Err(error) => {
-                let _ = send.reset(BROKEN);
-                return Err(error);
-            }
+        if read == 0 {
+            outgoing.finish();
+            return Ok(());
         }
+        outgoing.send.write_chunk(buffer.split().freeze()).await?;
+        *count += read as u64;
     }
 }
 
@@ -138,20 +153,43 @@ fn stopped_early(stopped: Result<Option<VarInt>, quinn::StoppedError>) -> io::Re
 /// # Errors
 /// Returns why the stream or the local side broke; the other is told.
 pub async fn inwards(mut recv: RecvStream, mut writer: impl AsyncWrite + Unpin, count: &mut u64) -> io::Result<()> {
+    let mut chunks = [const { Bytes::new() }; CHUNKS];
+    while let Some(filled) = recv.read_chunks(&mut chunks).await? {
+        let chunks = &mut chunks[..filled];
+        let length: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        if let Err(error) = write_chunks(&mut writer, chunks).await {
+            let _ = recv.stop(BROKEN);
+            return Err(error);
+        }
+        *count += length;
+        // A chunk keeps the memory of all packets that came with it.
+        chunks.fill(Bytes::new());
+    }
+    writer.flush().await?;
+    writer.shutdown().await
+}
+
+/// Writes chunks one behind the other, as many in one call as the writer takes.
+async fn write_chunks(writer: &mut (impl AsyncWrite + Unpin), mut chunks: &mut [Bytes]) -> io::Result<()> {
     loop {
-        match recv.read_chunk(RECEIVE, true).await {
-            Ok(Some(chunk)) => {
-                if let Err(error) = writer.write_all(&chunk.bytes).await {
-                    let _ = recv.stop(BROKEN);
-                    return Err(error);
-                }
-                *count += chunk.bytes.len() as u64;
-            }
-            Ok(None) => {
-                writer.flush().await?;
-                return writer.shutdown().await;
-            }
-            Err(error) => return Err(error.into()),
+        while chunks.first().is_some_and(Bytes::is_empty) {
+            chunks = &mut chunks[1..];
+        }
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let mut slices = [IoSlice::new(&[]); CHUNKS];
+        for (slice, chunk) in slices.iter_mut().zip(chunks.iter()) {
+            *slice = IoSlice::new(chunk);
+        }
+        let mut written = writer.write_vectored(&slices[..chunks.len()]).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        for chunk in chunks.iter_mut() {
+            let taken = written.min(chunk.len());
+            chunk.advance(taken);
+            written -= taken;
         }
     }
 }

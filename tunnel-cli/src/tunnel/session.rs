@@ -1,19 +1,12 @@
 //! One use of a service inside a tunnel: one stream.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::oneshot;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tunnel_net::stream::{self, MessageError};
 use tunnel_proto::message::{OpenSession, SessionAnswer};
 use tunnel_proto::{Code, Refusal, ServiceName};
-
-/// How long breaking a direction off may take: it waits for nobody unless the peer takes no bytes.
-const BREAK_OFF: Duration = Duration::from_millis(100);
 
 /// How a session ended that did not end well.
 #[derive(Debug)]
@@ -51,11 +44,6 @@ where
     stream::write_message(&mut send, &request)
         .await
         .map_err(|_| SessionError::Tunnel)?;
-    let (break_off, broken) = oneshot::channel();
-    let reader = Breakable {
-        reader,
-        broken: Some(broken),
-    };
     let outwards = outwards(connection, send, reader);
     let inwards = async {
         answer(connection, &mut recv).await?;
@@ -70,12 +58,8 @@ where
             inwards.await?;
         }
         result = &mut inwards => {
-            if let Err(error) = result {
-                // The service must not take what it has got for the whole.
-                drop(break_off);
-                let _ = tokio::time::timeout(BREAK_OFF, outwards).await;
-                return Err(error);
-            }
+            // When it failed, what was sent is dropped and so reset: the service must not take a part for the whole.
+            result?;
             outwards.await?;
         }
     }
@@ -107,31 +91,6 @@ async fn answer(connection: &quinn::Connection, recv: &mut RecvStream) -> Result
         Err(MessageError::Frame(_)) => Err(SessionError::Refused(Code::Protocol.into())),
         Err(MessageError::Ended) => Err(SessionError::Broken),
         Err(MessageError::Stream(error)) => Err(classify(connection, error)),
-    }
-}
-
-/// A reader that fails, instead of being dropped, when the other direction has failed: a stream that is dropped ends in
-/// good order, and a half of a file would look like the whole.
-struct Breakable<R> {
-    reader: R,
-    broken: Option<oneshot::Receiver<()>>,
-}
-
-impl<R: AsyncRead + Unpin> AsyncRead for Breakable<R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(broken) = &mut self.broken
-            && Pin::new(broken).poll(cx).is_ready()
-        {
-            self.broken = None;
-        }
-        if self.broken.is_none() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        Pin::new(&mut self.reader).poll_read(cx, buf)
     }
 }
 
