@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::str::FromStr as _;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use cedar_policy::{
@@ -116,13 +117,13 @@ pub(super) fn build(
     request: &Request<'_>,
     schema: &Schema,
 ) -> Result<(Entities, cedar_policy::Request), String> {
-    let operator = uid("Operator", request.operator.name.as_str())?;
-    let action = uid("Action", request.action.as_str())?;
+    let operator = uid(&KINDS.operator, request.operator.name.as_str());
+    let action = uid(&KINDS.action, request.action.as_str());
     let (mut entities, resource) = resource(&request.action)?;
     entities.push(entity(
         operator.clone(),
         [("name", text(request.operator.name.as_str()))],
-        groups("OperatorGroup", &request.operator.groups)?,
+        groups(&KINDS.operator_group, &request.operator.groups),
     )?);
     let context = Context::from_pairs(context(request)).map_err(|error| error.to_string())?;
     let asked = cedar_policy::Request::new(operator, action, resource, context, Some(schema))
@@ -137,7 +138,7 @@ fn resource(action: &Action<'_>) -> Result<(Vec<Entity>, EntityUid), String> {
         Action::Connect { device, service, .. } => {
             let owner = device_entity(device)?;
             // Neither name can have a `/` in it, so that there is one spelling of each pair.
-            let id = uid("Service", &format!("{}/{service}", device.id))?;
+            let id = uid(&KINDS.service, &format!("{}/{service}", device.id));
             let attributes = [
                 ("name", text(service.as_str())),
                 ("device", RestrictedExpression::new_entity_uid(owner.uid())),
@@ -151,7 +152,7 @@ fn resource(action: &Action<'_>) -> Result<(Vec<Entity>, EntityUid), String> {
             Ok((vec![device], id))
         }
         _ => {
-            let fleet = uid("Fleet", "fleet")?;
+            let fleet = uid(&KINDS.fleet, "fleet");
             Ok((vec![Entity::new_no_attrs(fleet.clone(), HashSet::new())], fleet))
         }
     }
@@ -183,9 +184,9 @@ fn device_entity(device: &Device) -> Result<Entity, String> {
         ("reported", record(reported.into_iter().flatten())?),
     ];
     entity(
-        uid("Device", device.id.as_str())?,
+        uid(&KINDS.device, device.id.as_str()),
         attributes,
-        groups("DeviceGroup", &device.groups)?,
+        groups(&KINDS.device_group, &device.groups),
     )
 }
 
@@ -221,7 +222,7 @@ fn context(request: &Request<'_>) -> Vec<(String, RestrictedExpression)> {
         .collect()
 }
 
-fn groups(kind: &str, groups: &[GroupName]) -> Result<HashSet<EntityUid>, String> {
+fn groups(kind: &EntityTypeName, groups: &[GroupName]) -> HashSet<EntityUid> {
     groups.iter().map(|group| uid(kind, group.as_str())).collect()
 }
 
@@ -245,10 +246,33 @@ fn record<'a>(
 }
 
 /// Makes an entity's name. The id is data: nothing in it is ever parsed.
-fn uid(kind: &str, id: &str) -> Result<EntityUid, String> {
-    let kind = EntityTypeName::from_str(kind).map_err(|error| error.to_string())?;
-    Ok(EntityUid::from_type_name_and_id(kind, EntityId::new(id)))
+fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
+    EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
 }
+
+/// The schema's kinds of entities, parsed once: parsing them costs more than a decision.
+struct Kinds {
+    operator: EntityTypeName,
+    operator_group: EntityTypeName,
+    device: EntityTypeName,
+    device_group: EntityTypeName,
+    service: EntityTypeName,
+    fleet: EntityTypeName,
+    action: EntityTypeName,
+}
+
+static KINDS: LazyLock<Kinds> = LazyLock::new(|| {
+    let kind = |name| EntityTypeName::from_str(name).expect("a plain word is the name of a kind");
+    Kinds {
+        operator: kind("Operator"),
+        operator_group: kind("OperatorGroup"),
+        device: kind("Device"),
+        device_group: kind("DeviceGroup"),
+        service: kind("Service"),
+        fleet: kind("Fleet"),
+        action: kind("Action"),
+    }
+});
 
 fn text(value: &str) -> RestrictedExpression {
     RestrictedExpression::new_string(value.to_owned())
