@@ -1,0 +1,186 @@
+//! The relay's own QUIC endpoint, for control links: its socket over both carriers, and its connection ids.
+
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, EndpointConfig, UdpPoller};
+use quinn_proto::InvalidCid;
+use quinn_udp::{RecvMeta, Transmit};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::{hkdf, hmac};
+use tunnel_proto::keys::Secret;
+
+use super::shared::Shared;
+use super::train::Train;
+use super::udp::Target;
+
+/// Random bytes of a connection id.
+const RANDOM: usize = 8;
+
+/// Bytes of a connection id that show that it is one of ours.
+const TAG: usize = 8;
+
+/// Least time between two stateless resets. They are smaller than what they answer and go only to who knows a connection
+/// id of ours, so that they may tell a whole fleet after a restart, within seconds, that its links are gone.
+const RESET_PAUSE: Duration = Duration::from_micros(200);
+
+/// Returns the settings of the relay's endpoint.
+///
+/// Its connection ids carry a tag under a key of the relay, and its reset tokens come from that key too: after a restart an
+/// old link is told at once that it is gone, and a packet of anything but a link gets silence.
+pub(super) fn config(secret: &Secret) -> EndpointConfig {
+    let ids = hmac::Key::new(hmac::HMAC_SHA256, derive(secret, b"connection ids").expose());
+    let resets = hmac::Key::new(hmac::HMAC_SHA256, derive(secret, b"stateless resets").expose());
+    let mut config = tunnel_net::quic::endpoint_config();
+    config
+        .cid_generator(move || {
+            Box::new(Ids {
+                key: ids.clone(),
+                random: SystemRandom::new(),
+            })
+        })
+        .reset_key(Arc::new(resets))
+        .min_reset_interval(RESET_PAUSE)
+        .grease_quic_bit(false);
+    config
+}
+
+fn derive(secret: &Secret, what: &[u8]) -> Secret {
+    let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"tunnel relay endpoint v1");
+    let mut bytes = [0; 32];
+    let filled = salt
+        .extract(secret.expose())
+        .expand(&[what], hkdf::HKDF_SHA256)
+        .and_then(|okm| okm.fill(&mut bytes));
+    debug_assert!(filled.is_ok(), "32 bytes are one block of HKDF-SHA256");
+    Secret::new(bytes)
+}
+
+/// Makes connection ids and knows them again, over restarts too.
+#[derive(Debug)]
+struct Ids {
+    key: hmac::Key,
+    random: SystemRandom,
+}
+
+impl ConnectionIdGenerator for Ids {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut bytes = [0; RANDOM + TAG];
+        // Without random bytes the id is made from what is there: it collides, and the handshake fails, no more.
+        let _ = self.random.fill(&mut bytes[..RANDOM]);
+        let tag = hmac::sign(&self.key, &bytes[..RANDOM]);
+        bytes[RANDOM..].copy_from_slice(&tag.as_ref()[..TAG]);
+        ConnectionId::new(&bytes)
+    }
+
+    fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
+        let (random, tag) = id.split_at_checked(RANDOM).ok_or(InvalidCid)?;
+        let expected = hmac::sign(&self.key, random);
+        if tunnel_proto::keys::same(tag, &expected.as_ref()[..TAG]) {
+            Ok(())
+        } else {
+            Err(InvalidCid)
+        }
+    }
+
+    fn cid_len(&self) -> usize {
+        RANDOM + TAG
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// What quinn takes for its socket: an inbox that the forwarding threads fill, and the way out over either carrier.
+#[derive(Debug)]
+pub(super) struct EndpointSocket(pub(super) Arc<Shared>);
+
+impl AsyncUdpSocket for EndpointSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(AlwaysWritable)
+    }
+
+    /// Sends or drops. What finds no room is lost, as it would be on any path, and QUIC sends it again.
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let stride = transmit.segment_size.unwrap_or(transmit.contents.len());
+        let Some(train) = Train::new(transmit.contents, stride, transmit.ecn) else {
+            return Ok(());
+        };
+        if super::address::connection(transmit.destination).is_none() {
+            let target = Target {
+                to: transmit.destination,
+                from: transmit.src_ip,
+            };
+            self.0.first_socket().send(target, train);
+        } else if let Some(connection) = self.0.connections().find(transmit.destination) {
+            connection.mark_used();
+            connection.queue().push(train);
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.0.inbox().poll(cx, buffers, metas).map(Ok)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.0.local_addr())
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.0.first_socket().max_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.0.first_socket().may_fragment()
+    }
+}
+
+/// The socket never asks anybody to wait.
+#[derive(Debug)]
+struct AlwaysWritable;
+
+impl UdpPoller for AlwaysWritable {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(secret: u8) -> Ids {
+        let key = derive(&Secret::new([secret; 32]), b"connection ids");
+        Ids {
+            key: hmac::Key::new(hmac::HMAC_SHA256, key.expose()),
+            random: SystemRandom::new(),
+        }
+    }
+
+    #[test]
+    fn an_id_is_known_by_the_relay_that_made_it_and_by_no_other() {
+        let mut mine = ids(1);
+        let id = mine.generate_cid();
+        assert_eq!(id.len(), mine.cid_len());
+        assert_ne!(id, mine.generate_cid());
+        assert!(ids(1).validate(&id).is_ok());
+        assert!(ids(2).validate(&id).is_err());
+        for bit in 0..id.len() * 8 {
+            let mut bad = id.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(mine.validate(&ConnectionId::new(&bad)).is_err());
+        }
+        assert!(mine.validate(&ConnectionId::new(&id[..4])).is_err());
+    }
+}
