@@ -104,7 +104,8 @@ impl Store {
         row.as_ref().map(operator).transpose()
     }
 
-    /// Puts a device or operator into a group, and says whether it was not in it before.
+    /// Puts a device or operator into a group, and says whether it was not in it before. A name that nobody has enrolled
+    /// is not put anywhere: whoever enrols with it later would get the rights of the group with it.
     ///
     /// # Errors
     /// Returns an error if it is not on the disk.
@@ -116,7 +117,8 @@ impl Store {
     ) -> Result<bool, StoreError> {
         self.write(move |w| {
             Box::pin(async move {
-                let added = join(w, member.kind(), member.name(), &group).await?;
+                let added =
+                    is_enrolled(w, &member).await? && join(w, member.kind(), member.name(), &group).await?;
                 if added {
                     w.append(&group_changed(&member, group, true, by)).await?;
                 }
@@ -194,6 +196,18 @@ impl Store {
                 .collect::<Result<_, _>>()?,
         })
     }
+}
+
+async fn is_enrolled(w: &mut Write, member: &Member) -> Result<bool, StoreError> {
+    let statement = match member {
+        Member::Device(_) => "SELECT 1 FROM devices WHERE id = ?",
+        Member::Operator(_) => "SELECT 1 FROM operators WHERE name = ?",
+    };
+    let row = sqlx::query(statement)
+        .bind(member.name())
+        .fetch_optional(&mut w.connection)
+        .await?;
+    Ok(row.is_some())
 }
 
 /// Puts a member into a group, and says whether it was not in it before.

@@ -97,6 +97,34 @@ async fn groups_are_joined_left_and_recorded_once() {
 }
 
 #[tokio::test]
+async fn a_name_that_nobody_has_enrolled_is_put_into_no_group() {
+    let fixture = Fixture::new().await;
+    let later = || Member::Operator("later".parse().unwrap());
+    assert!(
+        !fixture
+            .add_to_group(later(), group("admins"), "t".into())
+            .await
+            .unwrap()
+    );
+    fixture.enrolled_operator("later").await;
+    assert!(
+        fixture
+            .operator(&"later".parse().unwrap())
+            .await
+            .unwrap()
+            .unwrap()
+            .groups
+            .is_empty()
+    );
+    assert!(
+        fixture
+            .add_to_group(later(), group("admins"), "t".into())
+            .await
+            .unwrap()
+    );
+}
+
+#[tokio::test]
 async fn an_operator_and_a_device_of_one_name_are_two() {
     let fixture = Fixture::new().await;
     fixture
