@@ -154,3 +154,34 @@ fn eight_slow_readers_cost_eight_times_as_much_at_most_and_stop_nobody() {
     stream.write_all(b"hello").unwrap();
     stream.read_exact(&mut [0; 5]).unwrap();
 }
+
+#[test]
+fn eight_services_that_do_not_read_stop_nobody() {
+    let fleet = Fleet::on_loopback();
+    let (never, echo) = (
+        Service::never_reads(fleet.devices_place()),
+        Service::echo(fleet.devices_place()),
+    );
+    let device = fleet
+        .device("pump-17")
+        .service("never", &never.target())
+        .service("echo", &echo.target());
+    let _agent = fleet.link(device);
+    let forward = fleet.admin.forward_all("pump-17", &["never", "echo"]);
+
+    let block = vec![0; 65536];
+    let _stuck: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(forward.address_of(0)).unwrap();
+            stream
+                .set_write_timeout(Some(Duration::from_millis(500)))
+                .unwrap();
+            while stream.write(&block).is_ok() {}
+            stream
+        })
+        .collect();
+    let mut stream = TcpStream::connect(forward.address_of(1)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(b"hello").unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
+}

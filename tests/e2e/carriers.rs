@@ -116,6 +116,42 @@ fn a_session_goes_on_when_udp_is_blocked_under_it() {
 }
 
 #[test]
+fn a_session_goes_back_to_udp_when_it_passes_again() {
+    needs!(Need::Namespaces, NEEDS[0], NEEDS[1]);
+    let world = World::new(NAT);
+    world.lab.set(TECHNICIAN, "block=udp");
+    let (sshd, _agent) = with_sshd(&world);
+    let mut session = session(&world, &sshd, "ssh");
+    assert_eq!(leg_carriers(&world).0, "websocket");
+    world.lab.set(TECHNICIAN, "block=none");
+    tunnel_e2e::until("the leg to use UDP", Duration::from_secs(60), || {
+        (leg_carriers(&world).0 == "udp").then_some(())
+    });
+    session.stdin().unwrap().write_all(b"still there?\n").unwrap();
+    assert_eq!(session.line(), "still there?\n");
+}
+
+#[test]
+fn a_session_outlives_another_address_of_the_device_and_of_the_technician() {
+    needs!(Need::Namespaces, NEEDS[0], NEEDS[1]);
+    let world = World::new(NAT);
+    let (sshd, _agent) = with_sshd(&world);
+    let mut session = session(&world, &sshd, "ssh");
+    for site in [SITE, TECHNICIAN] {
+        world.lab.rebind(site);
+        let line = format!("still there, {site}?\n");
+        session.stdin().unwrap().write_all(line.as_bytes()).unwrap();
+        let start = Instant::now();
+        assert_eq!(session.line(), line);
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{site}: {:?}",
+            start.elapsed()
+        );
+    }
+}
+
+#[test]
 fn a_long_and_lossy_line_loses_nothing() {
     needs!(Need::Namespaces, NEEDS[0], NEEDS[1]);
     let world = World::new(&format!("{LOSSY}{NAT}"));

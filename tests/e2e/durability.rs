@@ -1,11 +1,13 @@
 //! What was answered is there after any end of the server (THREATS SRV-01, I7).
 
+use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 use tunnel_e2e::api::Api;
+use tunnel_e2e::operator::Interactive;
 use tunnel_e2e::service::Service;
 use tunnel_e2e::{Fleet, Operator};
 
@@ -143,6 +145,31 @@ fn agents_come_back_to_a_restarted_server_by_themselves() {
             (output.text() == "hello").then_some(())
         },
     );
+}
+
+/// The end-to-end connection knows nothing of the relay's process: it waits, and goes on with the next one.
+#[test]
+fn a_live_session_outlives_kill_9_of_the_server() {
+    let mut fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let _agent = fleet.link(fleet.device("pump-17").service("echo", &echo.target()));
+    let errors = fleet.directory().join("connect.stderr");
+    let mut session = Interactive::start(&mut fleet.admin.cli(&["connect", "pump-17", "echo"]), &errors);
+    for number in 0..3 {
+        let line = format!("line {number}\n");
+        session.stdin().unwrap().write_all(line.as_bytes()).unwrap();
+        assert_eq!(
+            session.line(),
+            line,
+            "{}",
+            std::fs::read_to_string(&errors).unwrap()
+        );
+        fleet.server.kill();
+        fleet.server.restart();
+    }
+    session.close_stdin();
+    assert_eq!(session.wait(Duration::from_secs(20)), Some(0));
+    assert_eq!(echo.count(), 1);
 }
 
 #[test]

@@ -91,3 +91,38 @@ fn a_keystroke_during_a_bulk_upload_stays_quick() {
     ));
     assert!(p95 < idle + ADDED, "p95 {p95:?} with an idle p50 of {idle:?}");
 }
+
+/// A reason travels as fast as an answer: it is there when a session would be, and not a timeout later.
+#[test]
+fn the_reason_of_a_refused_target_needs_no_more_than_the_way() {
+    needs!(Need::Namespaces);
+    let delay = DELAY.as_millis();
+    let world = World::alone(&format!("link = {{ delay = \"{delay}ms\" }}\n{NAT}"));
+    let echo = Service::echo(world.fleet.devices_place());
+    // Port 1 of the device: nobody listens there.
+    let device = world
+        .fleet
+        .device("pump-17")
+        .service("echo", &echo.target())
+        .service("dead", "tcp:127.0.0.1:1");
+    let _agent = world.fleet.link(device);
+    let admin = &world.fleet.admin;
+    let quickest = |work: &dyn Fn() -> Duration| (0..3).map(|_| work()).min().unwrap();
+
+    // The first byte of an answer, and then the end of the command.
+    let good = quickest(&|| {
+        let output = admin.tunnel_with(&["connect", "pump-17", "echo"], b"hello");
+        assert_eq!(output.text(), "hello", "{}", output.stderr);
+        output.took
+    });
+    let refused = quickest(&|| {
+        let refusal = admin.refusal(&["connect", "pump-17", "dead"]);
+        assert_eq!(refusal.code, "E_TARGET_REFUSED", "{}", refusal.text);
+        refusal.took
+    });
+    let round_trip = DELAY * 8;
+    assert!(
+        refused < good + round_trip,
+        "refused after {refused:?}, answered after {good:?}"
+    );
+}

@@ -15,5 +15,6 @@ mod names;
 mod nat;
 mod policy;
 mod ssh;
+mod strangers;
 mod tools;
 mod world;

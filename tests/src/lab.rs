@@ -55,6 +55,11 @@ impl Lab {
         self.ask(&["cut", link]);
     }
 
+    /// Gives a host or a NAT another public address; a NAT forgets its mappings.
+    pub fn rebind(&self, link: &str) {
+        self.ask(&["rebind", link]);
+    }
+
     /// Starts to keep a copy of each packet that a host sends or receives.
     pub fn capture(&self, link: &str) -> PathBuf {
         let file = self.directory.path().join(format!("{link}.pcap"));
