@@ -157,7 +157,7 @@ pub struct RelayStats {
     pub circuits: usize,
     /// WebSocket connections that are open.
     pub connections: usize,
-    /// Datagrams for the endpoint that found no room.
+    /// Datagrams from addresses that are no leg's, and that were not for the endpoint or found no room.
     pub endpoint_dropped: u64,
     /// Datagrams from addresses that nobody can have.
     pub unknown: u64,

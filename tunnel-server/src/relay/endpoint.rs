@@ -28,6 +28,25 @@ const TAG: usize = 8;
 /// id of ours, so that they may tell a whole fleet after a restart, within seconds, that its links are gone.
 const RESET_PAUSE: Duration = Duration::from_micros(200);
 
+/// The one QUIC version that links speak (RFC 9000).
+const VERSION: u32 = 1;
+
+/// Least size of a packet with a short header that can be meant for the endpoint (RFC 9000 section 10.3).
+const LEAST_SHORT: usize = 21;
+
+/// Says whether a datagram can be of a link. Everything else gets silence, a version negotiation least of all: it would be
+/// larger than what asked for it.
+pub(super) fn is_plausible(datagram: &[u8]) -> bool {
+    let Some((first, rest)) = datagram.split_first() else {
+        return false;
+    };
+    if first & 0x80 == 0 {
+        return datagram.len() >= LEAST_SHORT;
+    }
+    rest.first_chunk()
+        .is_some_and(|version| u32::from_be_bytes(*version) == VERSION)
+}
+
 /// Returns the settings of the relay's endpoint.
 ///
 /// Its connection ids carry a tag under a key of the relay, and its reset tokens come from that key too: after a restart an
@@ -45,6 +64,7 @@ pub(super) fn config(secret: &Secret) -> EndpointConfig {
         })
         .reset_key(Arc::new(resets))
         .min_reset_interval(RESET_PAUSE)
+        .supported_versions(vec![VERSION])
         .grease_quic_bit(false);
     config
 }
@@ -165,6 +185,21 @@ mod tests {
         Ids {
             key: hmac::Key::new(hmac::HMAC_SHA256, key.expose()),
             random: SystemRandom::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_can_be_of_a_link_is_taken() {
+        assert!(is_plausible(&[0x40; LEAST_SHORT]));
+        assert!(is_plausible(&[0xc0, 0, 0, 0, 1, 8]));
+        for bad in [
+            &[][..],
+            &[0x40; LEAST_SHORT - 1],
+            &[0xc0],
+            &[0xc0, 0, 0, 0, 2, 8],
+            &[0xc0, 0, 0, 0, 0, 8],
+        ] {
+            assert!(!is_plausible(bad), "{bad:?}");
         }
     }
 

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 use quinn_udp::{EcnCodepoint, RecvMeta};
 
+use super::endpoint::is_plausible;
 use super::train::Train;
 
 /// Bytes that wait in one box at most: some 800 first packets of a handshake, half a second of work for one core.
@@ -60,7 +61,7 @@ impl Inbox {
         }
     }
 
-    /// Puts datagrams into a box; what finds no room is dropped and counted.
+    /// Puts datagrams into a box; what finds no room, or cannot be of a link, is dropped and counted.
     pub(super) fn push(&self, number: usize, from: SocketAddr, to: Option<IpAddr>, train: Train<'_>) {
         let Some(waiting) = self.boxes.get(number) else {
             return;
@@ -107,7 +108,7 @@ impl Inbox {
         }
     }
 
-    /// Returns how many datagrams found no room.
+    /// Returns how many datagrams were dropped.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -133,7 +134,9 @@ impl Inbox {
 
 impl Waiting {
     fn push(&mut self, head: Head, datagram: &[u8]) -> bool {
-        let fits = datagram.len() <= MAX_DATAGRAM && self.bytes.len() + datagram.len() <= BYTES;
+        let fits = datagram.len() <= MAX_DATAGRAM
+            && is_plausible(datagram)
+            && self.bytes.len() + datagram.len() <= BYTES;
         if !fits || self.heads.len() >= DATAGRAMS {
             return false;
         }
@@ -188,10 +191,10 @@ mod tests {
     #[test]
     fn datagrams_come_out_as_they_went_in() {
         let inbox = Inbox::new(2);
-        inbox.push(0, from(6), None, Train::new(&[1, 1, 1, 3], 3, None).unwrap());
-        assert_eq!(poll(&inbox), [(6, vec![1; 3]), (6, vec![3])]);
-        inbox.push(1, from(7), None, Train::new(&[2; 5], 5, None).unwrap());
-        assert_eq!(poll(&inbox), [(7, vec![2; 5])]);
+        inbox.push(0, from(6), None, Train::new(&[0x40; 55], 30, None).unwrap());
+        assert_eq!(poll(&inbox), [(6, vec![0x40; 30]), (6, vec![0x40; 25])]);
+        inbox.push(1, from(7), None, Train::new(&[0x41; 50], 50, None).unwrap());
+        assert_eq!(poll(&inbox), [(7, vec![0x41; 50])]);
         assert_eq!(poll(&inbox), []);
     }
 

@@ -52,13 +52,16 @@ async fn dat_08_an_unknown_source_gets_nothing_back() {
     let bed = bed_with("127.0.0.1:0", |config| config.sockets = 1);
     let mut junk = Vec::new();
     for first in [0x00, 0x01, 0x3f, 0x40, 0x7f, 0x80, 0xc0, 0xff] {
-        for length in [0, 1, 5, 21, 49, 50, 51, 100, 1199, 1200, 1472, 1473, 9000, 65_507] {
-            let mut bytes = vec![first; length];
-            // An unknown version gets a version negotiation by RFC 9000; ours is version 1.
-            if let Some(version) = bytes.get_mut(1..5) {
-                version.copy_from_slice(&[0, 0, 0, 1]);
+        for length in [
+            0, 1, 5, 7, 21, 49, 50, 51, 100, 1199, 1200, 1472, 1473, 9000, 65_507,
+        ] {
+            for version in [0_u32, 1, 2, 0xff00_001d, 0x1a2a_3a4a] {
+                let mut bytes = vec![first; length];
+                if let Some(field) = bytes.get_mut(1..5) {
+                    field.copy_from_slice(&version.to_be_bytes());
+                }
+                junk.push(bytes);
             }
-            junk.push(bytes);
         }
     }
     assert_eq!(replies(&bed, &junk).await, Vec::<Vec<u8>>::new());
