@@ -61,11 +61,18 @@ impl FromStr for ServerAddr {
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port: u16 = port.parse().map_err(|_| wrong())?;
         let host = match host.strip_prefix('[') {
-            Some(inner) => inner.strip_suffix(']').filter(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok()),
+            Some(inner) => inner
+                .strip_suffix(']')
+                .filter(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok()),
             None => Some(host).filter(|host| is_host(host)),
         };
         let host = host.ok_or_else(wrong)?.to_owned();
-        Ok(Self { host, tcp_port: port, udp_port: port, proxy: None })
+        Ok(Self {
+            host,
+            tcp_port: port,
+            udp_port: port,
+            proxy: None,
+        })
     }
 }
 
@@ -74,7 +81,9 @@ pub(crate) fn is_host(host: &str) -> bool {
     host.len() <= 253
         && host.split('.').all(|label| {
             (1..=63).contains(&label.len())
-                && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
+                && label
+                    .bytes()
+                    .all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
                 && !label.starts_with('-')
         })
 }
@@ -91,14 +100,33 @@ mod tests {
 
     #[test]
     fn addresses_read_back() {
-        for text in ["relay.example:8443", "198.51.100.1:1", "[2001:db8::1]:65535", "localhost:80"] {
-            assert_eq!(text.parse::<ServerAddr>().map(|a| a.to_string()), Ok(text.to_owned()));
+        for text in [
+            "relay.example:8443",
+            "198.51.100.1:1",
+            "[2001:db8::1]:65535",
+            "localhost:80",
+        ] {
+            assert_eq!(
+                text.parse::<ServerAddr>().map(|a| a.to_string()),
+                Ok(text.to_owned())
+            );
         }
     }
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["", "relay", "relay:", "relay:70000", ":1", "2001:db8::1:1", "[x]:1", "a b:1", "-a:1", "http://a:1"] {
+        for text in [
+            "",
+            "relay",
+            "relay:",
+            "relay:70000",
+            ":1",
+            "2001:db8::1:1",
+            "[x]:1",
+            "a b:1",
+            "-a:1",
+            "http://a:1",
+        ] {
             assert!(text.parse::<ServerAddr>().is_err(), "{text}");
         }
     }

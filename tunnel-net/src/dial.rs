@@ -14,7 +14,10 @@ const STAGGER: Duration = Duration::from_millis(250);
 pub(crate) async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let found: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
     if found.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("`{host}` has no address")));
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("`{host}` has no address"),
+        ));
     }
     let (mut v6, mut v4): (Vec<_>, Vec<_>) = found.into_iter().partition(SocketAddr::is_ipv6);
     v6.dedup();
@@ -38,11 +41,18 @@ pub(crate) async fn tcp(addrs: Vec<SocketAddr>) -> io::Result<TcpStream> {
     // The next address is tried when one fails, or has not answered for a while.
     loop {
         if let Some(addr) = left.next() {
-            attempts.spawn(tokio::time::timeout(defaults::CONNECT_DEADLINE, TcpStream::connect(addr)));
+            attempts.spawn(tokio::time::timeout(
+                defaults::CONNECT_DEADLINE,
+                TcpStream::connect(addr),
+            ));
         } else if attempts.is_empty() {
             return Err(last);
         }
-        let wait = if left.len() > 0 { STAGGER } else { defaults::CONNECT_DEADLINE };
+        let wait = if left.len() > 0 {
+            STAGGER
+        } else {
+            defaults::CONNECT_DEADLINE
+        };
         match tokio::time::timeout(wait, attempts.join_next()).await {
             Ok(Some(Ok(Ok(Ok(stream))))) => {
                 stream.set_nodelay(true)?;

@@ -161,7 +161,9 @@ pub async fn connect(
 
 async fn in_time(attempt: impl Future<Output = Result<Link, AttemptError>>) -> Result<Link, AttemptError> {
     let deadline = defaults::CONNECT_DEADLINE * 2;
-    tokio::time::timeout(deadline, attempt).await.unwrap_or(Err(AttemptError::Silence))
+    tokio::time::timeout(deadline, attempt)
+        .await
+        .unwrap_or(Err(AttemptError::Silence))
 }
 
 /// Tries the server's addresses one after the other over UDP.
@@ -184,7 +186,9 @@ async fn one_over_udp(addr: SocketAddr, config: QuicConfig) -> Result<Link, Atte
     wire.set_active(Carrier::Udp);
     let runtime = Arc::new(quinn::TokioRuntime);
     let endpoint = Endpoint::new_with_abstract_socket(quic::endpoint_config(), None, wire, runtime)?;
-    let connection = endpoint.connect_with(config, PEER, defaults::SERVER_NAME)?.await?;
+    let connection = endpoint
+        .connect_with(config, PEER, defaults::SERVER_NAME)?
+        .await?;
     Ok(Link {
         connection,
         carrier: Carrier::Udp,
@@ -219,6 +223,14 @@ async fn over_websocket(
         // Without its only carrier the link is dead at once, not after its idle time.
         watched.close(0u32.into(), b"carrier ended");
     }));
-    let connection = endpoint.connect_with(config, PEER, defaults::SERVER_NAME)?.await?;
-    Ok(Link { connection, carrier: Carrier::WebSocket, server_ip, endpoint, _websocket: Some(task) })
+    let connection = endpoint
+        .connect_with(config, PEER, defaults::SERVER_NAME)?
+        .await?;
+    Ok(Link {
+        connection,
+        carrier: Carrier::WebSocket,
+        server_ip,
+        endpoint,
+        _websocket: Some(task),
+    })
 }

@@ -144,7 +144,11 @@ fn drain(socket: &UnixDatagram) -> io::Result<()> {
 ///
 /// No packet is sent.
 pub fn source(to: SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if to.is_ipv6() {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(to).ok()?;
     socket.local_addr().ok().map(|addr| addr.ip())

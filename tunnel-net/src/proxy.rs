@@ -76,7 +76,10 @@ impl Proxy {
 
     async fn open(&self, host: &str, port: u16) -> Result<TcpStream, Refusal> {
         let addrs = tokio::time::timeout(defaults::CONNECT_DEADLINE, dial::lookup(&self.host, self.port));
-        let addrs = addrs.await.map_err(|_| Refusal::Silent)?.map_err(Refusal::Resolve)?;
+        let addrs = addrs
+            .await
+            .map_err(|_| Refusal::Silent)?
+            .map_err(Refusal::Resolve)?;
         let mut stream = dial::tcp(addrs).await.map_err(Refusal::Connect)?;
         let login = self.login.as_ref();
         let ask = async {
@@ -85,7 +88,9 @@ impl Proxy {
                 Protocol::Socks5 => socks::ask(&mut stream, host, port, login).await,
             }
         };
-        tokio::time::timeout(defaults::CONNECT_DEADLINE, ask).await.map_err(|_| Refusal::Silent)??;
+        tokio::time::timeout(defaults::CONNECT_DEADLINE, ask)
+            .await
+            .map_err(|_| Refusal::Silent)??;
         Ok(stream)
     }
 }
@@ -107,10 +112,19 @@ impl FromStr for Proxy {
         };
         let (host, port) = split_address(address).ok_or(ProxyTextError::Malformed)?;
         let port = match port {
-            Some(port) => port.parse().ok().filter(|port| *port > 0).ok_or(ProxyTextError::Malformed)?,
+            Some(port) => port
+                .parse()
+                .ok()
+                .filter(|port| *port > 0)
+                .ok_or(ProxyTextError::Malformed)?,
             None => usual_port,
         };
-        Ok(Self { protocol, host: host.to_owned(), port, login })
+        Ok(Self {
+            protocol,
+            host: host.to_owned(),
+            port,
+            login,
+        })
     }
 }
 
@@ -133,11 +147,22 @@ fn split_address(address: &str) -> Option<(&str, Option<&str>)> {
 
 fn read_login(text: &str) -> Result<Login, ProxyTextError> {
     let (user, password) = text.split_once(':').unwrap_or((text, ""));
-    let read = |part: &str| decode(part).filter(|part| part.len() <= 255).ok_or(ProxyTextError::Login);
-    let login = Login { user: read(user)?, password: read(password)? };
+    let read = |part: &str| {
+        decode(part)
+            .filter(|part| part.len() <= 255)
+            .ok_or(ProxyTextError::Login)
+    };
+    let login = Login {
+        user: read(user)?,
+        password: read(password)?,
+    };
     // A colon in the user would move the border between the two (RFC 7617 section 2).
     let fits = !login.user.is_empty() && !login.user.contains(':');
-    if fits { Ok(login) } else { Err(ProxyTextError::Login) }
+    if fits {
+        Ok(login)
+    } else {
+        Err(ProxyTextError::Login)
+    }
 }
 
 /// Resolves percent-encoding (RFC 3986 section 2.1). Control characters have no place in a login.
@@ -146,7 +171,11 @@ fn decode(text: &str) -> Option<Zeroizing<String>> {
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         let byte = if byte == b'%' {
-            let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+            let digit = |byte: u8| {
+                char::from(byte)
+                    .to_digit(16)
+                    .and_then(|digit| u8::try_from(digit).ok())
+            };
             digit(rest.next()?)? << 4 | digit(rest.next()?)?
         } else {
             byte

@@ -61,7 +61,10 @@ fn into_io(error: quinn::ReadExactError) -> io::Error {
 /// # Errors
 /// Tells that the stream broke.
 pub async fn write_message<M: minicbor::Encode<()>>(stream: &mut SendStream, message: &M) -> io::Result<()> {
-    stream.write_all(&frame::encode(message)).await.map_err(io::Error::from)
+    stream
+        .write_all(&frame::encode(message))
+        .await
+        .map_err(io::Error::from)
 }
 
 /// What passed through a session.
@@ -85,8 +88,10 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut spliced = Spliced::default();
-    let (up, down) =
-        tokio::join!(outwards(send, reader, &mut spliced.sent), inwards(recv, writer, &mut spliced.received));
+    let (up, down) = tokio::join!(
+        outwards(send, reader, &mut spliced.sent),
+        inwards(recv, writer, &mut spliced.received)
+    );
     spliced.error = up.err().or(down.err());
     spliced
 }
@@ -118,10 +123,17 @@ impl Drop for Outgoing {
 ///
 /// # Errors
 /// Returns why the local side or the stream broke; the other is told.
-pub async fn outwards(send: SendStream, mut reader: impl AsyncRead + Unpin, count: &mut u64) -> io::Result<()> {
+pub async fn outwards(
+    send: SendStream,
+    mut reader: impl AsyncRead + Unpin,
+    count: &mut u64,
+) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     let stopped = send.stopped();
-    let mut outgoing = Outgoing { send, finished: false };
+    let mut outgoing = Outgoing {
+        send,
+        finished: false,
+    };
     tokio::pin!(stopped);
     loop {
         if buffer.capacity() < CHUNK / 4 {
@@ -152,7 +164,11 @@ fn stopped_early(stopped: Result<Option<VarInt>, quinn::StoppedError>) -> io::Re
 ///
 /// # Errors
 /// Returns why the stream or the local side broke; the other is told.
-pub async fn inwards(mut recv: RecvStream, mut writer: impl AsyncWrite + Unpin, count: &mut u64) -> io::Result<()> {
+pub async fn inwards(
+    mut recv: RecvStream,
+    mut writer: impl AsyncWrite + Unpin,
+    count: &mut u64,
+) -> io::Result<()> {
     let mut chunks = [const { Bytes::new() }; CHUNKS];
     while let Some(filled) = recv.read_chunks(&mut chunks).await? {
         let chunks = &mut chunks[..filled];

@@ -95,7 +95,9 @@ pub async fn connect_tcp(server: &ServerAddr) -> Result<TcpStream, WebSocketErro
     }
     let addrs = server.resolve(server.tcp_port).await;
     let addrs = addrs.map_err(|error| WebSocketError::Resolve(server.to_string(), error))?;
-    dial::tcp(addrs).await.map_err(|error| WebSocketError::Connect(server.to_string(), error))
+    dial::tcp(addrs)
+        .await
+        .map_err(|error| WebSocketError::Connect(server.to_string(), error))
 }
 
 /// Returns the server's own address, which a connection through a proxy does not show.
@@ -126,8 +128,15 @@ pub async fn connect_tls(
     };
     let server = server.to_string();
     Err(match foreign {
-        Some(issuer) => WebSocketError::Foreign { server, issuer, source: error },
-        None if tls::is_plain_text(&error) => WebSocketError::NoTls { server, source: error },
+        Some(issuer) => WebSocketError::Foreign {
+            server,
+            issuer,
+            source: error,
+        },
+        None if tls::is_plain_text(&error) => WebSocketError::NoTls {
+            server,
+            source: error,
+        },
         None => WebSocketError::Tls(server, error),
     })
 }
@@ -144,13 +153,16 @@ pub async fn connect(
     let stream = connect_tls(server, tls).await?;
     let uri = format!("wss://{}{}", defaults::SERVER_NAME, defaults::CARRIER_PATH);
     let mut request = uri.into_client_request().map_err(refused)?;
-    request
-        .headers_mut()
-        .insert("Sec-WebSocket-Protocol", HeaderValue::from_static(defaults::CARRIER_PROTOCOL));
+    request.headers_mut().insert(
+        "Sec-WebSocket-Protocol",
+        HeaderValue::from_static(defaults::CARRIER_PROTOCOL),
+    );
     let upgrade = tokio_tungstenite::client_async_with_config(request, stream, Some(config()));
     match tokio::time::timeout(defaults::CONNECT_DEADLINE, upgrade).await {
         Ok(result) => result.map(|(stream, _)| stream).map_err(refused),
-        Err(_) => Err(refused(tokio_tungstenite::tungstenite::Error::Io(io::ErrorKind::TimedOut.into()))),
+        Err(_) => Err(refused(tokio_tungstenite::tungstenite::Error::Io(
+            io::ErrorKind::TimedOut.into(),
+        ))),
     }
 }
 
@@ -182,7 +194,10 @@ impl Pipe {
         Arc::new(Self {
             queue: Mutex::default(),
             queued: Notify::new(),
-            inbox: Mutex::new(Inbox { messages, current: Bytes::new() }),
+            inbox: Mutex::new(Inbox {
+                messages,
+                current: Bytes::new(),
+            }),
             arrived,
         })
     }
@@ -195,7 +210,11 @@ impl Pipe {
         }
         for datagram in datagrams {
             let length = datagram.len() + carrier::PREFIX;
-            if queue.messages.back().is_none_or(|message| message.len() + length > carrier::FULL) {
+            if queue
+                .messages
+                .back()
+                .is_none_or(|message| message.len() + length > carrier::FULL)
+            {
                 queue.messages.push_back(Vec::new());
             }
             if let Some(message) = queue.messages.back_mut() {
@@ -252,7 +271,9 @@ impl Pipe {
                     self.queued.notified().await;
                     continue;
                 };
-                sink.send(Message::Binary(message.into())).await.map_err(io::Error::other)?;
+                sink.send(Message::Binary(message.into()))
+                    .await
+                    .map_err(io::Error::other)?;
             }
         };
         let read = async {
@@ -324,7 +345,10 @@ mod tests {
         while pipe.try_send(std::iter::once(&datagram[..])).is_ok() {
             sent += 1;
         }
-        assert!(sent * datagram.len() >= QUEUE_BYTES - 2 * datagram.len() && sent < 300, "{sent}");
+        assert!(
+            sent * datagram.len() >= QUEUE_BYTES - 2 * datagram.len() && sent < 300,
+            "{sent}"
+        );
         let cx = Context::from_waker(Waker::noop());
         assert!(pipe.poll_writable(&cx).is_pending());
         let message = pipe.next_message().unwrap();

@@ -15,7 +15,9 @@ impl Backoff {
     ///
     /// `random` is evenly distributed over all of its values.
     pub fn failed(&mut self, random: u64) -> Duration {
-        let bound = BACKOFF_FIRST.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
+        let bound = BACKOFF_FIRST
+            .saturating_mul(1 << self.failures.min(16))
+            .min(BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
         let fraction = (random >> 11) as f64 / (1u64 << 53) as f64;
         bound.mul_f64(fraction)

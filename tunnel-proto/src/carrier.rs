@@ -35,7 +35,9 @@ pub const FULL: usize = 60_000;
 
 /// Adds one datagram to a message. The caller keeps the message below its bound.
 pub fn push(message: &mut Vec<u8>, datagram: &[u8]) {
-    let Ok(length) = u16::try_from(datagram.len()) else { return };
+    let Ok(length) = u16::try_from(datagram.len()) else {
+        return;
+    };
     message.extend_from_slice(&length.to_be_bytes());
     message.extend_from_slice(datagram);
 }

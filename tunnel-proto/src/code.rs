@@ -231,7 +231,10 @@ pub struct Refusal {
 impl Refusal {
     /// Makes a refusal that says more than its code does.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: Some(detail.into()) }
+        Self {
+            code,
+            detail: Some(detail.into()),
+        }
     }
 }
 

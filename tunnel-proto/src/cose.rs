@@ -62,7 +62,9 @@ pub struct SigningKey {
 impl SigningKey {
     /// Makes a key from a secret seed of 32 random bytes.
     pub fn from_seed(seed: &crate::keys::Secret) -> Option<Self> {
-        Ed25519KeyPair::from_seed_unchecked(seed.expose()).ok().map(|pair| Self { pair })
+        Ed25519KeyPair::from_seed_unchecked(seed.expose())
+            .ok()
+            .map(|pair| Self { pair })
     }
 
     /// Returns the key that verifies.
@@ -143,7 +145,11 @@ fn parts(message: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 fn protected_header(purpose: Purpose, key: &VerifyingKey) -> Vec<u8> {
     let kid = ring::digest::digest(&ring::digest::SHA256, &key.0);
     let mut e = Encoder::new(Vec::with_capacity(48));
-    encoded(e.map(3).and_then(|e| e.u64(HEADER_ALG)).and_then(|e| e.i64(ALG_EDDSA)));
+    encoded(
+        e.map(3)
+            .and_then(|e| e.u64(HEADER_ALG))
+            .and_then(|e| e.i64(ALG_EDDSA)),
+    );
     encoded(e.u64(HEADER_KID).and_then(|e| e.bytes(&kid.as_ref()[..8])));
     encoded(e.u64(HEADER_TYP).and_then(|e| e.str(purpose.typ())));
     e.into_writer()
@@ -152,7 +158,11 @@ fn protected_header(purpose: Purpose, key: &VerifyingKey) -> Vec<u8> {
 /// Builds the Sig_structure of RFC 9052 section 4.4.
 fn to_be_signed(protected: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut e = Encoder::new(Vec::with_capacity(protected.len() + payload.len() + 32));
-    encoded(e.array(4).and_then(|e| e.str("Signature1")).and_then(|e| e.bytes(protected)));
+    encoded(
+        e.array(4)
+            .and_then(|e| e.str("Signature1"))
+            .and_then(|e| e.bytes(protected)),
+    );
     encoded(e.bytes(b"").and_then(|e| e.bytes(payload)));
     e.into_writer()
 }
@@ -175,16 +185,25 @@ mod tests {
     fn a_signed_payload_comes_back() {
         let key = key(1);
         let message = key.sign(Purpose::Grant, b"payload");
-        assert_eq!(key.verifying_key().verify(Purpose::Grant, &message), Ok(&b"payload"[..]));
+        assert_eq!(
+            key.verifying_key().verify(Purpose::Grant, &message),
+            Ok(&b"payload"[..])
+        );
     }
 
     /// THREATS TOK-08, TOK-09.
     #[test]
     fn another_key_or_purpose_is_refused() {
         let message = key(1).sign(Purpose::Grant, b"payload");
-        assert_eq!(key(2).verifying_key().verify(Purpose::Grant, &message), Err(CoseError::Header));
+        assert_eq!(
+            key(2).verifying_key().verify(Purpose::Grant, &message),
+            Err(CoseError::Header)
+        );
         for purpose in [Purpose::AccessToken, Purpose::AuditCheckpoint] {
-            assert_eq!(key(1).verifying_key().verify(purpose, &message), Err(CoseError::Header));
+            assert_eq!(
+                key(1).verifying_key().verify(purpose, &message),
+                Err(CoseError::Header)
+            );
         }
     }
 
@@ -196,13 +215,24 @@ mod tests {
         for bit in 0..message.len() * 8 {
             let mut bad = message.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(key.verifying_key().verify(Purpose::AccessToken, &bad).is_err(), "bit {bit}");
+            assert!(
+                key.verifying_key().verify(Purpose::AccessToken, &bad).is_err(),
+                "bit {bit}"
+            );
         }
         for end in 0..message.len() {
-            assert!(key.verifying_key().verify(Purpose::AccessToken, &message[..end]).is_err(), "cut at {end}");
+            assert!(
+                key.verifying_key()
+                    .verify(Purpose::AccessToken, &message[..end])
+                    .is_err(),
+                "cut at {end}"
+            );
         }
         let longer = [&message[..], b"\0"].concat();
-        assert_eq!(key.verifying_key().verify(Purpose::AccessToken, &longer), Err(CoseError::Malformed));
+        assert_eq!(
+            key.verifying_key().verify(Purpose::AccessToken, &longer),
+            Err(CoseError::Malformed)
+        );
     }
 
     /// THREATS TOK-16.

@@ -62,7 +62,9 @@ impl EnrolCode {
         if body.len() > MAX_CHARS {
             return Err(EnrolCodeError::Damaged);
         }
-        let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|_| EnrolCodeError::Damaged)?;
+        let bytes = URL_SAFE_NO_PAD
+            .decode(body)
+            .map_err(|_| EnrolCodeError::Damaged)?;
         let (content, sum) = bytes.split_last_chunk::<4>().ok_or(EnrolCodeError::Damaged)?;
         let expected = ring::digest::digest(&ring::digest::SHA256, content);
         if expected.as_ref()[..4] != *sum {
@@ -96,7 +98,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn code() -> EnrolCode {
-        EnrolCode { server: "relay.example:8443".into(), root_fingerprint: [1; 32], secret: Secret::new([2; 32]) }
+        EnrolCode {
+            server: "relay.example:8443".into(),
+            root_fingerprint: [1; 32],
+            secret: Secret::new([2; 32]),
+        }
     }
 
     #[test]
@@ -110,10 +116,16 @@ mod tests {
     fn a_damaged_code_is_refused() {
         let text = code().to_text();
         assert_eq!(EnrolCode::from_text("hello"), Err(EnrolCodeError::Prefix));
-        assert_eq!(EnrolCode::from_text(&text[..text.len() - 1]), Err(EnrolCodeError::Damaged));
+        assert_eq!(
+            EnrolCode::from_text(&text[..text.len() - 1]),
+            Err(EnrolCodeError::Damaged)
+        );
         let typo = text.replacen('A', "B", 1);
         assert_eq!(EnrolCode::from_text(&typo), Err(EnrolCodeError::Damaged));
-        assert_eq!(EnrolCode::from_text(&format!("tnl1_{}", "A".repeat(5000))), Err(EnrolCodeError::Damaged));
+        assert_eq!(
+            EnrolCode::from_text(&format!("tnl1_{}", "A".repeat(5000))),
+            Err(EnrolCodeError::Damaged)
+        );
     }
 
     #[test]

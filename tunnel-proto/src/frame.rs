@@ -34,7 +34,11 @@ pub fn encode<M: minicbor::Encode<()>>(message: &M) -> Vec<u8> {
 /// Refuses a length above [`MAX_MESSAGE`].
 pub fn length(header: [u8; HEADER]) -> Result<usize, FrameError> {
     let length = u32::from_be_bytes(header) as usize;
-    if length > MAX_MESSAGE { Err(FrameError::TooLong(length)) } else { Ok(length) }
+    if length > MAX_MESSAGE {
+        Err(FrameError::TooLong(length))
+    } else {
+        Ok(length)
+    }
 }
 
 /// Reads the message of a frame.

@@ -222,7 +222,10 @@ impl Claims {
         e.into_writer()
     }
 
-    fn write(&self, e: &mut Encoder<Vec<u8>>) -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
+    fn write(
+        &self,
+        e: &mut Encoder<Vec<u8>>,
+    ) -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
         let present = [
             self.issuer.is_some(),
             self.subject.is_some(),
@@ -260,7 +263,10 @@ impl Claims {
             e.i64(key::CTI)?.bytes(id)?;
         }
         if let Some(holder) = &self.holder_key {
-            e.i64(key::CNF)?.map(1)?.i64(key::CNF_KID)?.bytes(holder.as_bytes())?;
+            e.i64(key::CNF)?
+                .map(1)?
+                .i64(key::CNF_KID)?
+                .bytes(holder.as_bytes())?;
         }
         if let Some(tunnel) = &self.tunnel {
             e.i64(key::TUNNEL)?.bytes(tunnel.as_bytes())?;
@@ -308,10 +314,16 @@ impl Claims {
                     if d.map().ok()? != Some(1) || d.i64().ok()? != key::CNF_KID {
                         return None;
                     }
-                    once(&mut claims.holder_key, KeyHash::from_bytes(d.bytes().ok()?.try_into().ok()?))?;
+                    once(
+                        &mut claims.holder_key,
+                        KeyHash::from_bytes(d.bytes().ok()?.try_into().ok()?),
+                    )?;
                 }
                 key::TUNNEL => {
-                    once(&mut claims.tunnel, TunnelId::from_bytes(d.bytes().ok()?.try_into().ok()?))?;
+                    once(
+                        &mut claims.tunnel,
+                        TunnelId::from_bytes(d.bytes().ok()?.try_into().ok()?),
+                    )?;
                 }
                 key::ROLE => once(&mut claims.role, Role::from_number(d.u8().ok()?)?)?,
                 key::SERVICES => {
@@ -365,7 +377,11 @@ mod tests {
             nonce: [4; 16],
             issued_at: NOW,
             expires_at: NOW.after(Duration::from_secs(3600)),
-            limits: Limits { sessions: 16, bytes: Some(1 << 40), idle_secs: 900 },
+            limits: Limits {
+                sessions: 16,
+                bytes: Some(1 << 40),
+                idle_secs: 900,
+            },
         }
     }
 
@@ -377,20 +393,29 @@ mod tests {
     fn a_grant_reads_back_and_fits_its_device() {
         let read = Grant::verify(&grant().sign(&key()), &key().verifying_key()).unwrap();
         assert_eq!(read, grant());
-        assert_eq!(check(&read, "spiffe://fleet.example/device/pump-17", [4; 16], NOW), Ok(()));
+        assert_eq!(
+            check(&read, "spiffe://fleet.example/device/pump-17", [4; 16], NOW),
+            Ok(())
+        );
     }
 
     /// THREATS TOK-04, TOK-05, TOK-06, TOK-10.
     #[test]
     fn a_grant_for_anything_else_is_refused() {
         let me = "spiffe://fleet.example/device/pump-17";
-        for other in ["spiffe://fleet.example/device/pump-18", "spiffe://other.example/device/pump-17"] {
+        for other in [
+            "spiffe://fleet.example/device/pump-18",
+            "spiffe://other.example/device/pump-17",
+        ] {
             assert_eq!(check(&grant(), other, [4; 16], NOW), Err(Code::TokenAudience));
         }
         assert_eq!(check(&grant(), me, [5; 16], NOW), Err(Code::TokenReplay));
         let late = NOW.after(Duration::from_secs(3600 + 60));
         assert_eq!(check(&grant(), me, [4; 16], late), Err(Code::TokenExpired));
-        assert_eq!(check(&grant(), me, [4; 16], NOW.before(Duration::from_secs(61))), Err(Code::TokenNotYet));
+        assert_eq!(
+            check(&grant(), me, [4; 16], NOW.before(Duration::from_secs(61))),
+            Err(Code::TokenNotYet)
+        );
     }
 
     /// THREATS TOK-07.
@@ -407,7 +432,11 @@ mod tests {
     /// THREATS TOK-08: a claim that stands twice.
     #[test]
     fn a_claim_that_stands_twice_refuses_the_grant() {
-        let mut payload = Claims { issuer: Some("a".into()), ..Claims::default() }.encode();
+        let mut payload = Claims {
+            issuer: Some("a".into()),
+            ..Claims::default()
+        }
+        .encode();
         assert!(Claims::decode(&payload).is_some());
         payload[0] = 0xa2;
         payload.extend_from_slice(&[0x01, 0x61, b'b']);
@@ -419,7 +448,10 @@ mod tests {
         for count in [0, MAX_SERVICES + 1] {
             let services = (0..count).map(|i| format!("s{i}").parse().unwrap()).collect();
             let message = Grant { services, ..grant() }.sign(&key());
-            assert_eq!(Grant::verify(&message, &key().verifying_key()), Err(Code::TokenMalformed));
+            assert_eq!(
+                Grant::verify(&message, &key().verifying_key()),
+                Err(Code::TokenMalformed)
+            );
         }
     }
 

@@ -11,10 +11,12 @@ pub struct IdError;
 /// Writes `bytes` as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// Reads lower-case hexadecimal digits; `None` unless there are exactly two for each of the `N` bytes.
@@ -140,7 +142,13 @@ mod tests {
 
     #[test]
     fn a_text_that_is_no_id_is_refused() {
-        for text in ["", "a5", "A5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5", "g5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5", "ééééééééé"] {
+        for text in [
+            "",
+            "a5",
+            "A5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5",
+            "g5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5",
+            "ééééééééé",
+        ] {
             assert_eq!(text.parse::<TunnelId>(), Err(IdError), "{text}");
         }
     }

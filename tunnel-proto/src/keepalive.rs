@@ -44,8 +44,18 @@ impl Keepalive {
     ///
     /// `learnt` is the interval that worked on the link before, if there was one on the same network.
     pub fn new(now: Instant, learnt: Option<Duration>) -> Self {
-        let interval = learnt.unwrap_or(KEEPALIVE_FIRST).clamp(KEEPALIVE_FIRST, KEEPALIVE_MAX);
-        Self { interval, ceiling: KEEPALIVE_MAX, next: now, waiting: None, seq: 0, seen_as: None, rtt: None }
+        let interval = learnt
+            .unwrap_or(KEEPALIVE_FIRST)
+            .clamp(KEEPALIVE_FIRST, KEEPALIVE_MAX);
+        Self {
+            interval,
+            ceiling: KEEPALIVE_MAX,
+            next: now,
+            waiting: None,
+            seq: 0,
+            seen_as: None,
+            rtt: None,
+        }
     }
 
     /// Says what is due. Call it when [`Keepalive::next_timeout`] has come, until it returns `None`.
@@ -64,7 +74,9 @@ impl Keepalive {
 
     /// Takes an answer in. `seen_as` is the agent's address as the server sees it.
     pub fn handle_pong(&mut self, now: Instant, seq: u64, seen_as: &str) {
-        let Some(waiting) = self.waiting.filter(|w| w.seq == seq) else { return };
+        let Some(waiting) = self.waiting.filter(|w| w.seq == seq) else {
+            return;
+        };
         self.waiting = None;
         self.rtt = Some(now - waiting.since);
         let moved = self.seen_as.as_deref().is_some_and(|before| before != seen_as);
@@ -111,7 +123,9 @@ mod tests {
         let (mut port, mut last) = (0, now);
         for _ in 0..200 {
             now = keepalive.next_timeout();
-            let Some(Action::Ping(seq)) = keepalive.handle_timeout(now) else { panic!("no ping was due") };
+            let Some(Action::Ping(seq)) = keepalive.handle_timeout(now) else {
+                panic!("no ping was due")
+            };
             if binding.is_some_and(|binding| now - last > binding) {
                 port += 1;
             }
@@ -130,7 +144,10 @@ mod tests {
     fn it_stays_below_what_a_nat_forgets() {
         for secs in [30, 60, 120, 180] {
             let settled = settle(Some(Duration::from_secs(secs)));
-            assert!(settled <= Duration::from_secs(secs) && settled >= KEEPALIVE_FIRST, "{secs}: {settled:?}");
+            assert!(
+                settled <= Duration::from_secs(secs) && settled >= KEEPALIVE_FIRST,
+                "{secs}: {settled:?}"
+            );
         }
     }
 

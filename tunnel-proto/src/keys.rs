@@ -52,7 +52,10 @@ impl<C> minicbor::Encode<C> for Secret {
 
 impl<'b, C> minicbor::Decode<'b, C> for Secret {
     fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
-        d.bytes()?.try_into().map(Self).map_err(|_| minicbor::decode::Error::message("a key has 32 bytes"))
+        d.bytes()?
+            .try_into()
+            .map(Self)
+            .map_err(|_| minicbor::decode::Error::message("a key has 32 bytes"))
     }
 }
 
@@ -141,7 +144,10 @@ pub struct LegKey {
 impl LegKey {
     /// Takes a key that the relay handed out.
     pub fn new(bytes: Secret) -> Self {
-        Self { key: hmac::Key::new(hmac::HMAC_SHA256, bytes.expose()), bytes }
+        Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, bytes.expose()),
+            bytes,
+        }
     }
 
     /// Derives the key of a leg from the relay's secret (HKDF, RFC 5869).
@@ -182,15 +188,31 @@ mod tests {
         let relay = Secret::new([1; 32]);
         let circuit = CircuitId::from_bytes([2; 16]);
         let key = LegKey::derive(&relay, circuit, Role::Source);
-        assert_eq!(key.secret(), LegKey::derive(&relay, circuit, Role::Source).secret());
-        assert_ne!(key.secret(), LegKey::derive(&relay, circuit, Role::Destination).secret());
-        assert_ne!(key.secret(), LegKey::derive(&relay, CircuitId::from_bytes([3; 16]), Role::Source).secret());
-        assert_ne!(key.secret(), LegKey::derive(&Secret::new([9; 32]), circuit, Role::Source).secret());
+        assert_eq!(
+            key.secret(),
+            LegKey::derive(&relay, circuit, Role::Source).secret()
+        );
+        assert_ne!(
+            key.secret(),
+            LegKey::derive(&relay, circuit, Role::Destination).secret()
+        );
+        assert_ne!(
+            key.secret(),
+            LegKey::derive(&relay, CircuitId::from_bytes([3; 16]), Role::Source).secret()
+        );
+        assert_ne!(
+            key.secret(),
+            LegKey::derive(&Secret::new([9; 32]), circuit, Role::Source).secret()
+        );
     }
 
     #[test]
     fn secrets_are_not_printed() {
-        let text = format!("{:?}{:?}", Secret::new([0x5a; 32]), LegKey::new(Secret::new([0x5a; 32])));
+        let text = format!(
+            "{:?}{:?}",
+            Secret::new([0x5a; 32]),
+            LegKey::new(Secret::new([0x5a; 32]))
+        );
         assert_eq!(text, "Secret(..)LegKey(..)");
     }
 }

@@ -6,12 +6,12 @@
 //! and message authentication.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
 
 pub mod backoff;
 pub mod bind;
 pub mod carrier;
 pub mod circuit;
-
 pub mod code;
 pub mod cose;
 pub mod defaults;
@@ -22,7 +22,6 @@ pub mod ids;
 pub mod keepalive;
 pub mod keys;
 pub mod leg;
-
 pub mod message;
 pub mod names;
 pub mod time;

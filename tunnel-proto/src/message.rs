@@ -330,7 +330,11 @@ mod tests {
             version: "0.1.0".into(),
             nonce: [3; 16],
             clock: UnixTime::from_secs(7),
-            report: Report { services: vec!["ssh".parse().unwrap()], access: true, ..Report::default() },
+            report: Report {
+                services: vec!["ssh".parse().unwrap()],
+                access: true,
+                ..Report::default()
+            },
             tunnels: vec![TunnelId::from_bytes([1; 16])],
         });
         let bytes = frame::encode(&message);
@@ -342,14 +346,33 @@ mod tests {
     #[test]
     fn unknown_fields_are_passed_over() {
         let mut e = minicbor::Encoder::new(Vec::new());
-        e.map(2).unwrap().u8(0).unwrap().str("ssh").unwrap().u8(99).unwrap().array(1).unwrap().bool(true).unwrap();
-        assert_eq!(frame::decode::<OpenSession>(e.writer()).unwrap(), OpenSession { service: "ssh".into() });
+        e.map(2)
+            .unwrap()
+            .u8(0)
+            .unwrap()
+            .str("ssh")
+            .unwrap()
+            .u8(99)
+            .unwrap()
+            .array(1)
+            .unwrap()
+            .bool(true)
+            .unwrap();
+        assert_eq!(
+            frame::decode::<OpenSession>(e.writer()).unwrap(),
+            OpenSession {
+                service: "ssh".into()
+            }
+        );
     }
 
     #[test]
     fn a_frame_above_the_bound_is_refused() {
         assert!(frame::length(60_000u32.to_be_bytes()).is_ok());
-        assert!(matches!(frame::length(60_001u32.to_be_bytes()), Err(frame::FrameError::TooLong(60_001))));
+        assert!(matches!(
+            frame::length(60_001u32.to_be_bytes()),
+            Err(frame::FrameError::TooLong(60_001))
+        ));
     }
 
     proptest! {

@@ -164,17 +164,26 @@ pub enum Subject {
 impl Identity {
     /// Makes the identity of a device.
     pub fn device(trust_domain: &TrustDomain, id: &DeviceId) -> Self {
-        Self { trust_domain: trust_domain.clone(), subject: Subject::Device(id.clone()) }
+        Self {
+            trust_domain: trust_domain.clone(),
+            subject: Subject::Device(id.clone()),
+        }
     }
 
     /// Makes the identity of an operator.
     pub fn operator(trust_domain: &TrustDomain, name: &OperatorName) -> Self {
-        Self { trust_domain: trust_domain.clone(), subject: Subject::Operator(name.clone()) }
+        Self {
+            trust_domain: trust_domain.clone(),
+            subject: Subject::Operator(name.clone()),
+        }
     }
 
     /// Makes the identity of a server.
     pub fn server(trust_domain: &TrustDomain, name: &NodeName) -> Self {
-        Self { trust_domain: trust_domain.clone(), subject: Subject::Server(name.clone()) }
+        Self {
+            trust_domain: trust_domain.clone(),
+            subject: Subject::Server(name.clone()),
+        }
     }
 }
 
@@ -194,8 +203,10 @@ impl FromStr for Identity {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        const WRONG: NameError =
-            NameError { kind: "identity", rule: "`spiffe://<trust domain>/<device, operator or server>/<name>`" };
+        const WRONG: NameError = NameError {
+            kind: "identity",
+            rule: "`spiffe://<trust domain>/<device, operator or server>/<name>`",
+        };
         let rest = text.strip_prefix("spiffe://").ok_or(WRONG)?;
         let (trust_domain, path) = rest.split_once('/').ok_or(WRONG)?;
         let (kind, name) = path.split_once('/').ok_or(WRONG)?;
@@ -205,7 +216,10 @@ impl FromStr for Identity {
             "server" => Subject::Server(name.parse()?),
             _ => return Err(WRONG),
         };
-        Ok(Self { trust_domain: trust_domain.parse()?, subject })
+        Ok(Self {
+            trust_domain: trust_domain.parse()?,
+            subject,
+        })
     }
 }
 
@@ -229,26 +243,65 @@ mod tests {
     fn names_that_could_mean_something_else_are_refused() {
         let long = "x".repeat(4096);
         for text in [
-            "", "-oProxyCommand=id", "a;id", "$(id)", "a b", "a\nb", "%h", "..", ".", "a/b", "a\\b", "Pump", "pump.",
-            "-", "a-", "*", "?", "a\0", "pümp", "\u{202e}a", "a@b", &long,
+            "",
+            "-oProxyCommand=id",
+            "a;id",
+            "$(id)",
+            "a b",
+            "a\nb",
+            "%h",
+            "..",
+            ".",
+            "a/b",
+            "a\\b",
+            "Pump",
+            "pump.",
+            "-",
+            "a-",
+            "*",
+            "?",
+            "a\0",
+            "pümp",
+            "\u{202e}a",
+            "a@b",
+            &long,
         ] {
             assert!(text.parse::<DeviceId>().is_err(), "{text:?}");
             assert!(text.parse::<ServiceName>().is_err(), "{text:?}");
         }
-        for text in ["", "-a", "@a", "a b", "a..b", "A", "a/b", "a;b", "a$b", "a%b", &long] {
+        for text in [
+            "", "-a", "@a", "a b", "a..b", "A", "a/b", "a;b", "a$b", "a%b", &long,
+        ] {
             assert!(text.parse::<OperatorName>().is_err(), "{text:?}");
         }
     }
 
     #[test]
     fn an_identity_has_one_spelling() {
-        for text in ["spiffe://fleet.example/device/pump-17", "spiffe://f/operator/ana@x", "spiffe://f/server/n1"] {
-            assert_eq!(text.parse::<Identity>().map(|id| id.to_string()), Ok(text.to_owned()));
+        for text in [
+            "spiffe://fleet.example/device/pump-17",
+            "spiffe://f/operator/ana@x",
+            "spiffe://f/server/n1",
+        ] {
+            assert_eq!(
+                text.parse::<Identity>().map(|id| id.to_string()),
+                Ok(text.to_owned())
+            );
         }
         for text in [
-            "spiffe://f/device/", "spiffe://f/device/a/b", "SPIFFE://f/device/a", "spiffe:///device/a",
-            "spiffe://f/admin/a", "spiffe://f/device/A", "https://f/device/a", "spiffe://f/device/a?x", "spiffe://f.",
-            "spiffe://f./device/a", "spiffe://*/device/a", "spiffe://f:1/device/a", "spiffe://u@f/device/a",
+            "spiffe://f/device/",
+            "spiffe://f/device/a/b",
+            "SPIFFE://f/device/a",
+            "spiffe:///device/a",
+            "spiffe://f/admin/a",
+            "spiffe://f/device/A",
+            "https://f/device/a",
+            "spiffe://f/device/a?x",
+            "spiffe://f.",
+            "spiffe://f./device/a",
+            "spiffe://*/device/a",
+            "spiffe://f:1/device/a",
+            "spiffe://u@f/device/a",
         ] {
             assert!(text.parse::<Identity>().is_err(), "{text}");
         }

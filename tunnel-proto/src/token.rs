@@ -98,7 +98,9 @@ impl AccessToken {
     fn decode(payload: &[u8]) -> Option<(Self, Identity)> {
         let claims = Claims::decode(payload)?;
         let audience: Identity = claims.audience?.parse().ok()?;
-        let crate::names::Subject::Server(relay) = audience.subject.clone() else { return None };
+        let crate::names::Subject::Server(relay) = audience.subject.clone() else {
+            return None;
+        };
         let token = Self {
             id: TokenId::from_bytes(claims.id?.try_into().ok()?),
             tunnel: claims.tunnel?,
@@ -160,10 +162,18 @@ mod tests {
         }
     }
 
-    fn verify(token: &AccessToken, now: UnixTime, change: impl Fn(&mut Presenter<'_>)) -> Result<AccessToken, Code> {
+    fn verify(
+        token: &AccessToken,
+        now: UnixTime,
+        change: impl Fn(&mut Presenter<'_>),
+    ) -> Result<AccessToken, Code> {
         let identity = ana();
-        let mut by =
-            Presenter { identity: &identity, key: KeyHash::of_spki(b"ana"), tunnel: TUNNEL, role: Role::Source };
+        let mut by = Presenter {
+            identity: &identity,
+            key: KeyHash::of_spki(b"ana"),
+            tunnel: TUNNEL,
+            role: Role::Source,
+        };
         change(&mut by);
         let signed = token.sign(&key(), &"f".parse().unwrap());
         AccessToken::verify(&signed, &key().verifying_key(), &relay(), &by, now)
@@ -177,15 +187,30 @@ mod tests {
     /// THREATS TOK-02, TOK-03, TOK-06.
     #[test]
     fn a_token_for_anything_else_is_refused() {
-        let elsewhere = AccessToken { relay: "n2".parse().unwrap(), ..token() };
+        let elsewhere = AccessToken {
+            relay: "n2".parse().unwrap(),
+            ..token()
+        };
         assert_eq!(verify(&elsewhere, NOW, |_| ()), Err(Code::TokenAudience));
         let eve: Identity = "spiffe://f/operator/eve".parse().unwrap();
-        let holder = AccessToken { holder: eve, ..token() };
+        let holder = AccessToken {
+            holder: eve,
+            ..token()
+        };
         assert_eq!(verify(&holder, NOW, |_| ()), Err(Code::TokenHolder));
-        assert_eq!(verify(&token(), NOW, |by| by.key = KeyHash::of_spki(b"eve")), Err(Code::TokenHolder));
-        assert_eq!(verify(&token(), NOW, |by| by.role = Role::Destination), Err(Code::TokenScope));
+        assert_eq!(
+            verify(&token(), NOW, |by| by.key = KeyHash::of_spki(b"eve")),
+            Err(Code::TokenHolder)
+        );
+        assert_eq!(
+            verify(&token(), NOW, |by| by.role = Role::Destination),
+            Err(Code::TokenScope)
+        );
         let other = TunnelId::from_bytes([9; 16]);
-        assert_eq!(verify(&token(), NOW, |by| by.tunnel = other), Err(Code::TokenScope));
+        assert_eq!(
+            verify(&token(), NOW, |by| by.tunnel = other),
+            Err(Code::TokenScope)
+        );
     }
 
     /// THREATS TOK-04, TOK-05.
@@ -194,7 +219,10 @@ mod tests {
         let tolerance = defaults::CLOCK_TOLERANCE;
         let last = token().expires_at.after(tolerance).before(Duration::from_secs(1));
         assert!(verify(&token(), last, |_| ()).is_ok());
-        assert_eq!(verify(&token(), last.after(Duration::from_secs(1)), |_| ()), Err(Code::TokenExpired));
+        assert_eq!(
+            verify(&token(), last.after(Duration::from_secs(1)), |_| ()),
+            Err(Code::TokenExpired)
+        );
         assert!(verify(&token(), NOW.before(tolerance), |_| ()).is_ok());
         let early = NOW.before(tolerance).before(Duration::from_secs(1));
         assert_eq!(verify(&token(), early, |_| ()), Err(Code::TokenNotYet));

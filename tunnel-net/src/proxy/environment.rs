@@ -44,14 +44,19 @@ pub(super) fn choose(
         let set = |name: &&'static str| variable(name).filter(|value| !value.trim().is_empty());
         names.iter().find_map(|name| Some((*name, set(name)?)))
     };
-    let Some((name, value)) = first(&VARIABLES) else { return Ok(None) };
+    let Some((name, value)) = first(&VARIABLES) else {
+        return Ok(None);
+    };
     let excepted = first(&EXCEPTIONS).is_some_and(|(_, list)| is_listed(host, &list));
     if is_this_machine(host) || excepted {
         return Ok(None);
     }
     match value.parse() {
         Ok(proxy) => Ok(Some(Arc::new(proxy))),
-        Err(source) => Err(ProxyVariableError { variable: name, source }),
+        Err(source) => Err(ProxyVariableError {
+            variable: name,
+            source,
+        }),
     }
 }
 
@@ -72,8 +77,14 @@ fn covers_name(rule: &str, host: &str) -> bool {
     let rule = rule.strip_prefix('*').unwrap_or(rule);
     let rule = rule.strip_prefix('.').unwrap_or(rule);
     let rule = rule.rsplit_once(':').map_or(rule, |(name, _port)| name);
-    let (host, rule) = (host.trim_end_matches('.').to_ascii_lowercase(), rule.to_ascii_lowercase());
-    let above = || host.strip_suffix(rule.as_str()).is_some_and(|rest| rest.ends_with('.'));
+    let (host, rule) = (
+        host.trim_end_matches('.').to_ascii_lowercase(),
+        rule.to_ascii_lowercase(),
+    );
+    let above = || {
+        host.strip_suffix(rule.as_str())
+            .is_some_and(|rest| rest.ends_with('.'))
+    };
     !rule.is_empty() && (host == rule || above())
 }
 

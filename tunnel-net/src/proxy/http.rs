@@ -17,17 +17,29 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_FIELDS: usize = 100;
 
 /// Asks for a connection. Afterwards the stream is one to the target.
-pub(super) async fn ask<S>(stream: &mut S, host: &str, port: u16, login: Option<&Login>) -> Result<(), Refusal>
+pub(super) async fn ask<S>(
+    stream: &mut S,
+    host: &str,
+    port: u16,
+    login: Option<&Login>,
+) -> Result<(), Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let request = request(&dial::authority(host, port), login);
-    stream.write_all(request.as_bytes()).await.map_err(Refusal::Broken)?;
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .map_err(Refusal::Broken)?;
     let mut bytes = Vec::with_capacity(1024);
     loop {
         // Never more than the head may have, whatever comes.
         let room = MAX_HEAD - bytes.len();
-        let read = (&mut *stream).take(room as u64).read_buf(&mut bytes).await.map_err(Refusal::Broken)?;
+        let read = (&mut *stream)
+            .take(room as u64)
+            .read_buf(&mut bytes)
+            .await
+            .map_err(Refusal::Broken)?;
         if let Some(verdict) = judge(&bytes, login.is_some())? {
             return verdict;
         }
@@ -54,7 +66,10 @@ fn request(target: &str, login: Option<&Login>) -> Zeroizing<String> {
 }
 
 fn not_a_proxy(got: impl Into<String>) -> Refusal {
-    Refusal::NotAProxy { expected: "HTTP", got: got.into() }
+    Refusal::NotAProxy {
+        expected: "HTTP",
+        got: got.into(),
+    }
 }
 
 /// Reads what came so far: `None` while the head is not whole.
@@ -72,8 +87,12 @@ fn judge(bytes: &[u8], with_login: bool) -> Result<Option<Result<(), Refusal>>, 
     Ok(Some(match status {
         200..=299 if bytes.len() > length || is_page(fields) => Err(Refusal::CaptivePortal(None)),
         200..=299 => Ok(()),
-        407 if with_login => Err(Refusal::LoginRefused { offers: offers(fields) }),
-        407 => Err(Refusal::LoginWanted { offers: offers(fields) }),
+        407 if with_login => Err(Refusal::LoginRefused {
+            offers: offers(fields),
+        }),
+        407 => Err(Refusal::LoginWanted {
+            offers: offers(fields),
+        }),
         300..=399 | 511 => Err(Refusal::CaptivePortal(portal(fields))),
         404 | 405 | 501 => Err(not_a_proxy(format!("it answered CONNECT with `{words}`"))),
         502..=504 => Err(Refusal::Unreached(words)),
@@ -85,7 +104,10 @@ fn judge(bytes: &[u8], with_login: bool) -> Result<Option<Result<(), Refusal>>, 
 fn is_page(fields: &[Header<'_>]) -> bool {
     let html = field(fields, "content-type").any(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
     let empty = field(fields, "content-length").any(|length| length.trim() == "0");
-    let framed = field(fields, "content-length").chain(field(fields, "transfer-encoding")).next().is_some();
+    let framed = field(fields, "content-length")
+        .chain(field(fields, "transfer-encoding"))
+        .next()
+        .is_some();
     html && framed && !empty
 }
 
@@ -105,7 +127,9 @@ fn offers(fields: &[Header<'_>]) -> Offers {
     for value in field(fields, "proxy-authenticate") {
         for item in outside_quotes(value) {
             let mut words = item.split_ascii_whitespace();
-            let Some(scheme) = words.next().filter(|word| !word.contains('=')) else { continue };
+            let Some(scheme) = words.next().filter(|word| !word.contains('=')) else {
+                continue;
+            };
             let scheme = plain(scheme);
             if schemes.len() < MOST && !schemes.contains(&scheme) {
                 schemes.push(scheme);

@@ -98,11 +98,18 @@ fn advice(offers: &Offers) -> &'static str {
 }
 
 fn after_refusal(offers: &Offers) -> &'static str {
-    if offers.has_basic() || offers.0.is_empty() { "correct them in the proxy's address" } else { advice(offers) }
+    if offers.has_basic() || offers.0.is_empty() {
+        "correct them in the proxy's address"
+    } else {
+        advice(offers)
+    }
 }
 
 fn place(portal: &Option<String>) -> String {
-    portal.as_ref().map(|host| format!(" and leads to `{host}`")).unwrap_or_default()
+    portal
+        .as_ref()
+        .map(|host| format!(" and leads to `{host}`"))
+        .unwrap_or_default()
 }
 
 /// Makes foreign text fit for an error: printable, on one line, and short.

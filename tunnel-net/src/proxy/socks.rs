@@ -22,7 +22,12 @@ const NAME: u8 = 3;
 const IPV6: u8 = 4;
 
 /// Asks for a connection. Afterwards the stream is one to the target.
-pub(super) async fn ask<S>(stream: &mut S, host: &str, port: u16, login: Option<&Login>) -> Result<(), Refusal>
+pub(super) async fn ask<S>(
+    stream: &mut S,
+    host: &str,
+    port: u16,
+    login: Option<&Login>,
+) -> Result<(), Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -34,8 +39,16 @@ where
     match (read(stream).await?, login) {
         ([VERSION, NO_LOGIN], _) => {}
         ([VERSION, USER_AND_PASSWORD], Some(login)) => log_in(stream, login).await?,
-        ([VERSION, NONE_FITS], Some(_)) => return Err(Refusal::LoginRefused { offers: Offers::default() }),
-        ([VERSION, NONE_FITS], None) => return Err(Refusal::LoginWanted { offers: Offers::default() }),
+        ([VERSION, NONE_FITS], Some(_)) => {
+            return Err(Refusal::LoginRefused {
+                offers: Offers::default(),
+            });
+        }
+        ([VERSION, NONE_FITS], None) => {
+            return Err(Refusal::LoginWanted {
+                offers: Offers::default(),
+            });
+        }
         _ => return Err(not_a_proxy()),
     }
     send(stream, &request(host, port)?).await?;
@@ -52,7 +65,10 @@ where
         _ => return Err(not_a_proxy()),
     };
     let mut bound = [0; 255 + 2];
-    stream.read_exact(&mut bound[..length + 2]).await.map_err(broken)?;
+    stream
+        .read_exact(&mut bound[..length + 2])
+        .await
+        .map_err(broken)?;
     Ok(())
 }
 
@@ -65,7 +81,9 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, login: &Login
     send(stream, &message).await?;
     match read(stream).await? {
         [_, 0] => Ok(()),
-        _ => Err(Refusal::LoginRefused { offers: Offers::default() }),
+        _ => Err(Refusal::LoginRefused {
+            offers: Offers::default(),
+        }),
     }
 }
 
@@ -120,9 +138,16 @@ async fn read<const N: usize, S: AsyncRead + Unpin>(stream: &mut S) -> Result<[u
 }
 
 fn broken(error: std::io::Error) -> Refusal {
-    if error.kind() == std::io::ErrorKind::UnexpectedEof { Refusal::Closed } else { Refusal::Broken(error) }
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        Refusal::Closed
+    } else {
+        Refusal::Broken(error)
+    }
 }
 
 fn not_a_proxy() -> Refusal {
-    Refusal::NotAProxy { expected: "SOCKS5", got: "it answers in another protocol".into() }
+    Refusal::NotAProxy {
+        expected: "SOCKS5",
+        got: "it answers in another protocol".into(),
+    }
 }

@@ -18,7 +18,9 @@ const HOST: &str = "relay.invalid";
 const PORT: u16 = 8443;
 
 /// Serves one client by a function; returns the proxy's address without scheme and login.
-async fn serve<F>(service: impl FnOnce(TcpStream) -> F + Send + 'static) -> (String, AbortOnDropHandle<F::Output>)
+async fn serve<F>(
+    service: impl FnOnce(TcpStream) -> F + Send + 'static,
+) -> (String, AbortOnDropHandle<F::Output>)
 where
     F: Future<Output: Send> + Send + 'static,
 {

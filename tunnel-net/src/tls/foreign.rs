@@ -32,14 +32,22 @@ pub(super) fn note(leaf: &CertificateDer<'_>) {
 /// Says whether TLS failed because what came was no TLS.
 pub(crate) fn is_plain_text(error: &io::Error) -> bool {
     let tls = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
-    matches!(tls, Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)))
+    matches!(
+        tls,
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType))
+    )
 }
 
 /// Returns how a certificate names its issuer; whoever made it may have written anything.
 fn issuer(leaf: &CertificateDer<'_>) -> String {
-    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else { return "nobody".into() };
+    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else {
+        return "nobody".into();
+    };
     let name = certificate.issuer();
-    let short = name.iter_common_name().chain(name.iter_organization()).find_map(|part| part.as_str().ok());
+    let short = name
+        .iter_common_name()
+        .chain(name.iter_organization())
+        .find_map(|part| part.as_str().ok());
     match short {
         Some(short) => plain(short),
         None => plain(&name.to_string()),

@@ -25,9 +25,15 @@ fn the_variables_count_in_their_order() {
         assert_eq!(chosen("relay.example", &all[..count]).as_deref(), Some(expected));
     }
     assert_eq!(chosen("relay.example", &[]), None);
-    assert_eq!(chosen("relay.example", &[("HTTPS_PROXY", " "), ("ALL_PROXY", "c")]).as_deref(), Some("http://c:80"));
+    assert_eq!(
+        chosen("relay.example", &[("HTTPS_PROXY", " "), ("ALL_PROXY", "c")]).as_deref(),
+        Some("http://c:80")
+    );
     // A proxy for plain HTTP is not asked to carry TLS.
-    assert_eq!(chosen("relay.example", &[("http_proxy", "a"), ("HTTP_PROXY", "a")]), None);
+    assert_eq!(
+        chosen("relay.example", &[("http_proxy", "a"), ("HTTP_PROXY", "a")]),
+        None
+    );
 }
 
 #[test]
@@ -46,7 +52,11 @@ fn exceptions_go_without() {
         ("2001:db8::1", "[2001:db8::1]"),
     ] {
         assert_eq!(chosen(host, &[PROXY, ("no_proxy", list)]), None, "{host} {list}");
-        assert_eq!(chosen(host, &[PROXY, ("NO_PROXY", list), ("no_proxy", "other")]), None, "{host} {list}");
+        assert_eq!(
+            chosen(host, &[PROXY, ("NO_PROXY", list), ("no_proxy", "other")]),
+            None,
+            "{host} {list}"
+        );
     }
 }
 

@@ -25,19 +25,31 @@ async fn answering(answer: impl Into<Vec<u8>>) -> (String, AbortOnDropHandle<Str
 /// Asks a proxy that gives this answer; returns its refusal and the whole error as text.
 async fn refusal(login: &str, answer: impl Into<Vec<u8>>) -> (Refusal, String) {
     let (addr, _task) = answering(answer).await;
-    let error = proxy(&format!("http://{login}{addr}")).connect(HOST, PORT).await.unwrap_err();
+    let error = proxy(&format!("http://{login}{addr}"))
+        .connect(HOST, PORT)
+        .await
+        .unwrap_err();
     let text = format!("{error}: {}", error.refusal);
-    assert!(text.contains(&addr) && text.contains("relay.invalid:8443"), "{text}");
+    assert!(
+        text.contains(&addr) && text.contains("relay.invalid:8443"),
+        "{text}"
+    );
     (error.refusal, text)
 }
 
 #[tokio::test]
 async fn a_server_is_asked_for_by_name_and_reached() {
-    for answer in ["HTTP/1.1 200 Connection established\r\n\r\n", "HTTP/1.0 200 OK\r\nVia: x\r\n\r\n"] {
+    for answer in [
+        "HTTP/1.1 200 Connection established\r\n\r\n",
+        "HTTP/1.0 200 OK\r\nVia: x\r\n\r\n",
+    ] {
         let (addr, task) = answering(answer).await;
         assert_echo(proxy(&addr).connect(HOST, PORT).await.unwrap()).await;
         let request = task.await.unwrap();
-        assert_eq!(request, "CONNECT relay.invalid:8443 HTTP/1.1\r\nHost: relay.invalid:8443\r\n\r\n");
+        assert_eq!(
+            request,
+            "CONNECT relay.invalid:8443 HTTP/1.1\r\nHost: relay.invalid:8443\r\n\r\n"
+        );
     }
 }
 
@@ -60,15 +72,28 @@ async fn an_answer_may_come_in_pieces() {
 async fn an_ipv6_server_is_asked_for_in_brackets() {
     let (addr, task) = answering("HTTP/1.1 200 OK\r\n\r\n").await;
     drop(proxy(&addr).connect("2001:db8::1", 443).await.unwrap());
-    assert!(task.await.unwrap().starts_with("CONNECT [2001:db8::1]:443 HTTP/1.1\r\n"));
+    assert!(
+        task.await
+            .unwrap()
+            .starts_with("CONNECT [2001:db8::1]:443 HTTP/1.1\r\n")
+    );
 }
 
 #[tokio::test]
 async fn a_login_is_sent_where_it_is_known() {
     let (addr, task) = answering("HTTP/1.1 200 OK\r\n\r\n").await;
-    drop(proxy(&format!("http://ana:s%40cret@{addr}")).connect(HOST, PORT).await.unwrap());
+    drop(
+        proxy(&format!("http://ana:s%40cret@{addr}"))
+            .connect(HOST, PORT)
+            .await
+            .unwrap(),
+    );
     // `ana:s@cret`
-    assert!(task.await.unwrap().contains("\r\nProxy-Authorization: Basic YW5hOnNAY3JldA==\r\n"));
+    assert!(
+        task.await
+            .unwrap()
+            .contains("\r\nProxy-Authorization: Basic YW5hOnNAY3JldA==\r\n")
+    );
 }
 
 const BASIC: &str = "HTTP/1.1 407 Login\r\nProxy-Authenticate: Basic realm=\"a, b\"\r\n\r\n";
@@ -77,7 +102,10 @@ const BASIC: &str = "HTTP/1.1 407 Login\r\nProxy-Authenticate: Basic realm=\"a, 
 async fn a_missing_login_is_named_with_what_the_proxy_takes() {
     let (refusal, text) = refusal("", BASIC).await;
     assert!(matches!(refusal, Refusal::LoginWanted { offers } if offers.0 == ["Basic"]));
-    assert!(text.contains("`Basic`") && text.contains("user:password@"), "{text}");
+    assert!(
+        text.contains("`Basic`") && text.contains("user:password@"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -91,8 +119,13 @@ async fn a_wrong_login_is_named_and_not_shown() {
 async fn a_login_that_is_not_spoken_is_named() {
     let answer = "HTTP/1.1 407 Login\r\nProxy-Authenticate: NTLM\r\nProxy-Authenticate: Negotiate, Digest a=\"b\", c=d\r\n\r\n";
     let (refusal, text) = refusal("", answer).await;
-    assert!(matches!(refusal, Refusal::LoginWanted { offers } if offers.0 == ["NTLM", "Negotiate", "Digest"]));
-    assert!(text.contains("by `NTLM` or `Negotiate` or `Digest`; only `Basic` is supported"), "{text}");
+    assert!(
+        matches!(refusal, Refusal::LoginWanted { offers } if offers.0 == ["NTLM", "Negotiate", "Digest"])
+    );
+    assert!(
+        text.contains("by `NTLM` or `Negotiate` or `Digest`; only `Basic` is supported"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -114,7 +147,11 @@ async fn a_captive_portal_is_named() {
     assert!(matches!(refused, Refusal::CaptivePortal(Some(host)) if host == "login.hotel.example"));
     assert!(text.contains("log in to this network"), "{text}");
     let page = "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=x\r\nContent-Length: 6\r\n\r\n";
-    for page in [page.to_owned(), format!("{page}<html>"), "HTTP/1.1 200 OK\r\n\r\n<html>".into()] {
+    for page in [
+        page.to_owned(),
+        format!("{page}<html>"),
+        "HTTP/1.1 200 OK\r\n\r\n<html>".into(),
+    ] {
         assert!(matches!(refusal("", page).await.0, Refusal::CaptivePortal(None)));
     }
     let (refused, _) = refusal("", "HTTP/1.1 511 Log in\r\n\r\n").await;
@@ -123,9 +160,17 @@ async fn a_captive_portal_is_named() {
 
 #[tokio::test]
 async fn what_is_no_proxy_is_named() {
-    for answer in ["SSH-2.0-OpenSSH_9.2\r\n", "HTTP/1.1 405 Method Not Allowed\r\n\r\n", "\x05\x00", "\x15\x03\x01\x00\x02"] {
+    for answer in [
+        "SSH-2.0-OpenSSH_9.2\r\n",
+        "HTTP/1.1 405 Method Not Allowed\r\n\r\n",
+        "\x05\x00",
+        "\x15\x03\x01\x00\x02",
+    ] {
         let (refused, text) = refusal("", answer).await;
-        assert!(matches!(refused, Refusal::NotAProxy { expected: "HTTP", .. }), "{text}");
+        assert!(
+            matches!(refused, Refusal::NotAProxy { expected: "HTTP", .. }),
+            "{text}"
+        );
     }
 }
 
@@ -150,7 +195,10 @@ async fn a_proxy_that_hangs_up_is_named() {
     })
     .await;
     let error = proxy(&addr).connect(HOST, PORT).await.unwrap_err();
-    assert!(matches!(error.refusal, Refusal::Closed | Refusal::Broken(_)), "{error:?}");
+    assert!(
+        matches!(error.refusal, Refusal::Closed | Refusal::Broken(_)),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -174,5 +222,8 @@ async fn a_proxy_that_is_not_there_is_named() {
     let error = proxy(&addr).connect(HOST, PORT).await.unwrap_err();
     assert!(matches!(&error.refusal, Refusal::Connect(_)), "{error:?}");
     let error = proxy("proxy.invalid:3128").connect(HOST, PORT).await.unwrap_err();
-    assert!(matches!(&error.refusal, Refusal::Resolve(_) | Refusal::Silent), "{error:?}");
+    assert!(
+        matches!(&error.refusal, Refusal::Resolve(_) | Refusal::Silent),
+        "{error:?}"
+    );
 }

@@ -21,7 +21,13 @@ const DONE: &[u8] = b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50";
 async fn a_server_is_asked_for_by_name_and_reached() {
     for scheme in ["socks5", "socks5h", "SOCKS5"] {
         let (addr, _task) = scripted(&[(b"\x05\x01\x00", b"\x05\x00"), (ASK, DONE)]).await;
-        assert_echo(proxy(&format!("{scheme}://{addr}")).connect(HOST, PORT).await.unwrap()).await;
+        assert_echo(
+            proxy(&format!("{scheme}://{addr}"))
+                .connect(HOST, PORT)
+                .await
+                .unwrap(),
+        )
+        .await;
     }
 }
 
@@ -29,10 +35,19 @@ async fn a_server_is_asked_for_by_name_and_reached() {
 async fn addresses_go_as_they_are_and_every_bound_address_is_read() {
     let (addr, _task) = scripted(&[
         (b"\x05\x01\x00", b"\x05\x00"),
-        (b"\x05\x01\x00\x01\xc6\x33\x64\x01\x01\xbb", b"\x05\x00\x00\x03\x03abc\x00\x01"),
+        (
+            b"\x05\x01\x00\x01\xc6\x33\x64\x01\x01\xbb",
+            b"\x05\x00\x00\x03\x03abc\x00\x01",
+        ),
     ])
     .await;
-    assert_echo(proxy(&format!("socks5://{addr}")).connect("198.51.100.1", 443).await.unwrap()).await;
+    assert_echo(
+        proxy(&format!("socks5://{addr}"))
+            .connect("198.51.100.1", 443)
+            .await
+            .unwrap(),
+    )
+    .await;
     let (addr, _task) = scripted(&[
         (b"\x05\x01\x00", b"\x05\x00"),
         (
@@ -41,7 +56,13 @@ async fn addresses_go_as_they_are_and_every_bound_address_is_read() {
         ),
     ])
     .await;
-    assert_echo(proxy(&format!("socks5://{addr}")).connect("2001:db8::1", 443).await.unwrap()).await;
+    assert_echo(
+        proxy(&format!("socks5://{addr}"))
+            .connect("2001:db8::1", 443)
+            .await
+            .unwrap(),
+    )
+    .await;
 }
 
 const WITH_LOGIN: &[u8] = b"\x05\x02\x00\x02";
@@ -49,16 +70,30 @@ const LOGIN: &[u8] = b"\x01\x03ana\x06s@cret";
 
 #[tokio::test]
 async fn a_login_is_sent_only_where_the_proxy_wants_it() {
-    let (addr, _task) =
-        scripted(&[(WITH_LOGIN, b"\x05\x02"), (LOGIN, b"\x01\x00"), (ASK, DONE)]).await;
-    assert_echo(proxy(&format!("socks5://ana:s%40cret@{addr}")).connect(HOST, PORT).await.unwrap()).await;
+    let (addr, _task) = scripted(&[(WITH_LOGIN, b"\x05\x02"), (LOGIN, b"\x01\x00"), (ASK, DONE)]).await;
+    assert_echo(
+        proxy(&format!("socks5://ana:s%40cret@{addr}"))
+            .connect(HOST, PORT)
+            .await
+            .unwrap(),
+    )
+    .await;
     let (addr, _task) = scripted(&[(WITH_LOGIN, b"\x05\x00"), (ASK, DONE)]).await;
-    assert_echo(proxy(&format!("socks5://ana:s%40cret@{addr}")).connect(HOST, PORT).await.unwrap()).await;
+    assert_echo(
+        proxy(&format!("socks5://ana:s%40cret@{addr}"))
+            .connect(HOST, PORT)
+            .await
+            .unwrap(),
+    )
+    .await;
 }
 
 async fn refusal(login: &str, script: &'static [(&'static [u8], &'static [u8])]) -> Refusal {
     let (addr, _task) = scripted(script).await;
-    let error = proxy(&format!("socks5://{login}{addr}")).connect(HOST, PORT).await.unwrap_err();
+    let error = proxy(&format!("socks5://{login}{addr}"))
+        .connect(HOST, PORT)
+        .await
+        .unwrap_err();
     let text = format!("{error}: {}", error.refusal);
     assert!(text.contains(&addr) && !text.contains("s@cret"), "{text}");
     error.refusal
@@ -68,7 +103,11 @@ async fn refusal(login: &str, script: &'static [(&'static [u8], &'static [u8])])
 async fn logins_that_are_missing_or_wrong_are_named() {
     let wanted = refusal("", &[(b"\x05\x01\x00", b"\x05\xff")]).await;
     assert!(matches!(wanted, Refusal::LoginWanted { .. }), "{wanted:?}");
-    let refused = refusal("ana:s%40cret@", &[(WITH_LOGIN, b"\x05\x02"), (LOGIN, b"\x01\x01")]).await;
+    let refused = refusal(
+        "ana:s%40cret@",
+        &[(WITH_LOGIN, b"\x05\x02"), (LOGIN, b"\x01\x01")],
+    )
+    .await;
     assert!(matches!(refused, Refusal::LoginRefused { .. }), "{refused:?}");
     let refused = refusal("ana:s%40cret@", &[(WITH_LOGIN, b"\x05\xff")]).await;
     assert!(matches!(refused, Refusal::LoginRefused { .. }), "{refused:?}");
@@ -106,10 +145,28 @@ async fn what_is_no_proxy_is_named() {
             echo(stream).await;
         })
         .await;
-        let error = proxy(&format!("socks5://{addr}")).connect(HOST, PORT).await.unwrap_err();
-        assert!(matches!(&error.refusal, Refusal::NotAProxy { expected: "SOCKS5", .. }), "{error:?}");
+        let error = proxy(&format!("socks5://{addr}"))
+            .connect(HOST, PORT)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(
+                &error.refusal,
+                Refusal::NotAProxy {
+                    expected: "SOCKS5",
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
     }
     let (addr, _task) = serve(async |stream: TcpStream| drop(stream)).await;
-    let error = proxy(&format!("socks5://{addr}")).connect(HOST, PORT).await.unwrap_err();
-    assert!(matches!(&error.refusal, Refusal::Closed | Refusal::Broken(_)), "{error:?}");
+    let error = proxy(&format!("socks5://{addr}"))
+        .connect(HOST, PORT)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error.refusal, Refusal::Closed | Refusal::Broken(_)),
+        "{error:?}"
+    );
 }

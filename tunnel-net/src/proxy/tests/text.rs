@@ -12,7 +12,10 @@ fn addresses_are_read() {
         ("http://ana:pw@proxy.example:1", "http://***@proxy.example:1"),
         ("http://token@proxy.example:1", "http://***@proxy.example:1"),
         ("http://a%3Ab@c:d@proxy.example:1", "malformed"),
-        ("socks5://ana:p@ss:w@proxy.example:1", "socks5://***@proxy.example:1"),
+        (
+            "socks5://ana:p@ss:w@proxy.example:1",
+            "socks5://***@proxy.example:1",
+        ),
     ] {
         let read = text.parse::<Proxy>().map(|proxy| proxy.to_string());
         if shown == "malformed" {
@@ -56,10 +59,19 @@ fn a_login_shows_in_no_text() {
     let proxy: Proxy = "http://anabel:hunter2@proxy.example:1".parse().unwrap();
     let server = "relay.example:443".parse::<crate::ServerAddr>().unwrap();
     let server = server.with_proxy(Some(std::sync::Arc::new(proxy.clone())));
-    for text in [proxy.to_string(), format!("{proxy:?}"), format!("{server:?}"), server.to_string()] {
+    for text in [
+        proxy.to_string(),
+        format!("{proxy:?}"),
+        format!("{server:?}"),
+        server.to_string(),
+    ] {
         assert!(!text.contains("hunter2") && !text.contains("anabel"), "{text}");
     }
-    for wrong in ["http://anabel:hunter2@", "https://anabel:hunter2@a:1", "http://anabel:hunter2%0a@a:1"] {
+    for wrong in [
+        "http://anabel:hunter2@",
+        "https://anabel:hunter2@a:1",
+        "http://anabel:hunter2%0a@a:1",
+    ] {
         let error = wrong.parse::<Proxy>().unwrap_err();
         assert!(!format!("{error}{error:?}").contains("hunter2"));
     }
