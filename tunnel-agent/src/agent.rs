@@ -81,6 +81,8 @@ pub struct Agent {
     server_ip: Option<IpAddr>,
     server_time: Option<ServerTime>,
     backoff: Backoff,
+    /// Earliest return to the server, if it asked for one.
+    return_at: Option<Instant>,
     renewal: renewal::Renewal,
 }
 
@@ -93,8 +95,6 @@ struct Linked {
     since: Instant,
     /// The server's key for grants; `None` until it has welcomed the agent.
     grant_key: Option<VerifyingKey>,
-    /// Earliest return that the server asked for.
-    not_before: Option<Instant>,
 }
 
 /// A tunnel that was accepted and is not over.
@@ -153,6 +153,7 @@ impl Agent {
             server_ip: None,
             server_time: None,
             backoff: Backoff::default(),
+            return_at: None,
             renewal: renewal::Renewal::default(),
         })
     }
@@ -253,18 +254,7 @@ impl Agent {
             }
             FromServer::Renewed(renewed) => self.handle_renewed(&renewed),
             FromServer::RenewRefused(refusal) => self.handle_renew_refused(&refusal),
-            FromServer::Goodbye(goodbye) => {
-                let (code, after_millis) = (goodbye.reason.code, goodbye.after_millis);
-                tracing::info!(%code, after_millis, "the server ends the link");
-                let not_before =
-                    Instant::now() + Duration::from_millis(after_millis).min(defaults::GOODBYE_MAX);
-                if let Some(linked) = &mut self.linked {
-                    linked.not_before = Some(not_before);
-                }
-                if code == Code::Revoked {
-                    self.end_tunnels(code, |_| true);
-                }
-            }
+            FromServer::Goodbye(goodbye) => self.handle_goodbye(&goodbye),
             // The link answers `Pong` itself, and a kind of a newer version is passed over (THREATS AGT-15).
             _ => {}
         }

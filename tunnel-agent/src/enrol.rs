@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tunnel_certs::{KeyPair, Trust};
 use tunnel_net::clock::FloorClock;
-use tunnel_net::{ServerAddr, files, tls};
+use tunnel_net::{ServerAddr, files, tls, websocket};
 use tunnel_proto::api::{EnrolAnswer, EnrolRequest, ErrorBody};
 use tunnel_proto::code::{Code, Refusal};
 use tunnel_proto::enrol::EnrolCode;
@@ -19,7 +19,7 @@ use tunnel_proto::{DeviceId, Identity, UnixTime};
 use crate::defaults::ENROL_DEADLINE;
 use crate::failure::{Failure, plain};
 use crate::http::{self, HttpError};
-use crate::state::{StateDir, facts_text, file_failure};
+use crate::state::{StateDir, facts_text, file_failure, through_proxy};
 
 /// What is asked for.
 #[derive(Debug)]
@@ -81,6 +81,7 @@ pub async fn enrol(asked: &Enrolment<'_>, state: &StateDir) -> Result<Enrolled, 
             "ask for a new code",
         )
     })?;
+    let server = through_proxy(server)?;
     state.create()?;
     let _lock = state.lock()?;
     if state.is_enrolled() && !asked.replace {
@@ -183,9 +184,9 @@ async fn ask(
     let body = serde_json::to_string(&request)
         .map_err(|error| Failure::of(Code::Internal, failed(server)).because(error))?;
     let tls = Arc::new(tls::enrol_client(asked.code.root_fingerprint, clock));
-    let mut stream = http::connect(server, tls)
+    let mut stream = websocket::connect_tls(server, tls)
         .await
-        .map_err(|error| http_failure(&error, server))?;
+        .map_err(|error| http_failure(&error.into(), server))?;
     let request = http::post(server, "/v1/enrol", &body);
     let answer = http::exchange(&mut stream, &request)
         .await
@@ -275,14 +276,11 @@ fn keep(
 
 /// Makes a failure of an exchange that did not work.
 pub(crate) fn http_failure(error: &HttpError, server: &ServerAddr) -> Failure {
-    let source = std::error::Error::source(error)
-        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
-    let code = match error {
-        HttpError::Tls(io) => tls::io_refusal(io).unwrap_or(Code::ServerUnreachable),
-        HttpError::Connect(_) | HttpError::Broken(_) => Code::ServerUnreachable,
-        HttpError::Answer => Code::Protocol,
+    let why = match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     };
-    Failure::of(code, failed(server)).because(source)
+    Failure::of(error.code(), failed(server)).because(why)
 }
 
 #[cfg(test)]

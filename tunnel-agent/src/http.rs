@@ -1,16 +1,13 @@
 //! The little of HTTP/1.1 that an agent speaks: one request, one bounded answer, over TLS (RFC 9112).
 
 use std::io;
-use std::sync::Arc;
 
-use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tunnel_net::ServerAddr;
-use tunnel_proto::UnixTime;
-use tunnel_proto::defaults::{CONNECT_DEADLINE, SERVER_NAME};
+use tunnel_net::websocket::WebSocketError;
+use tunnel_net::{ServerAddr, tls};
+use tunnel_proto::{Code, UnixTime};
 
 use crate::defaults::MAX_ANSWER_BYTES;
 
@@ -28,12 +25,9 @@ pub struct Answer {
 /// Tells why no answer came.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// There is no connection to the server.
-    #[error("no connection to the server could be made")]
-    Connect(#[source] io::Error),
-    /// The server is not who it must be, or refuses our certificate.
-    #[error("the server's identity could not be proven")]
-    Tls(#[source] io::Error),
+    /// There is no connection to the server, or what answers is not the server.
+    #[error(transparent)]
+    Connect(#[from] WebSocketError),
     /// The connection broke.
     #[error("the connection to the server broke")]
     Broken(#[source] io::Error),
@@ -42,40 +36,26 @@ pub enum HttpError {
     Answer,
 }
 
-/// Connects to a server's API, trying its addresses one after the other.
-///
-/// # Errors
-/// Returns why the last address failed.
-pub async fn connect(
-    server: &ServerAddr,
-    tls: Arc<rustls::ClientConfig>,
-) -> Result<TlsStream<TcpStream>, HttpError> {
-    let timed_out = || io::Error::from(io::ErrorKind::TimedOut);
-    let addresses = tokio::time::timeout(CONNECT_DEADLINE, server.resolve(server.tcp_port));
-    let addresses = addresses
-        .await
-        .unwrap_or_else(|_| Err(timed_out()))
-        .map_err(HttpError::Connect)?;
-    let mut last = HttpError::Connect(io::ErrorKind::NotFound.into());
-    for address in addresses {
-        let connected = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(address)).await;
-        let stream = match connected.unwrap_or_else(|_| Err(timed_out())) {
-            Ok(stream) => stream,
-            Err(error) => {
-                last = HttpError::Connect(error);
-                continue;
-            }
-        };
-        let _ = stream.set_nodelay(true);
-        let name = ServerName::try_from(SERVER_NAME).map_err(|_| HttpError::Answer)?;
-        let shaken = TlsConnector::from(Arc::clone(&tls)).connect(name, stream);
-        return match tokio::time::timeout(CONNECT_DEADLINE, shaken).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(HttpError::Tls(error)),
-            Err(_) => Err(HttpError::Connect(timed_out())),
-        };
+impl HttpError {
+    /// Returns the code that tells what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Connect(error) => connect_code(error),
+            // A certificate that the server refuses shows only here.
+            Self::Broken(error) => tls::io_refusal(error).unwrap_or(Code::ServerUnreachable),
+            Self::Answer => Code::Protocol,
+        }
     }
-    Err(last)
+}
+
+/// Returns the code of a connection that did not come up; a matter of trust says more than silence.
+pub fn connect_code(error: &WebSocketError) -> Code {
+    match error {
+        WebSocketError::Tls(_, source) | WebSocketError::Foreign { source, .. } => {
+            tls::io_refusal(source).unwrap_or(Code::ServerUnreachable)
+        }
+        _ => Code::ServerUnreachable,
+    }
 }
 
 /// Sends a request and reads the answer.

@@ -20,6 +20,7 @@ use tunnel_proto::keepalive::{Action, Keepalive};
 use tunnel_proto::message::{FromAgent, FromServer, Hello, Ping, Pong};
 
 use crate::defaults::{CLOSE_DEADLINE, WELCOME_DEADLINE};
+use crate::http::connect_code;
 
 /// Messages from the server that wait to be handled; the stream's own window bounds what waits beyond.
 const INBOX: usize = 16;
@@ -95,6 +96,9 @@ async fn connect(dial: &Dial) -> Result<Link, LinkError> {
 pub(crate) fn code_of(error: &LinkError) -> Code {
     let trust = |error: &AttemptError| match error {
         AttemptError::Handshake(error) => tls::connection_refusal(error),
+        AttemptError::WebSocket(error) => {
+            Some(connect_code(error)).filter(|code| *code != Code::ServerUnreachable)
+        }
         _ => None,
     };
     trust(&error.udp)

@@ -13,7 +13,7 @@ use tunnel_proto::UnixTime;
 use tunnel_proto::carrier::Carrier;
 use tunnel_proto::code::Code;
 use tunnel_proto::grant::LinkNonce;
-use tunnel_proto::message::{Hello, Welcome};
+use tunnel_proto::message::{Goodbye, Hello, Welcome};
 
 use super::{Agent, Linked, notify};
 use crate::acceptance::ServerTime;
@@ -72,7 +72,6 @@ impl Agent {
             carrier,
             since,
             grant_key: None,
-            not_before: None,
         });
     }
 
@@ -110,27 +109,44 @@ impl Agent {
         }
     }
 
+    /// The server ends the link in good order, and says when to come back.
+    pub(super) fn handle_goodbye(&mut self, goodbye: &Goodbye) {
+        let (code, after_millis) = (goodbye.reason.code, goodbye.after_millis);
+        tracing::info!(%code, after_millis, "the server ends the link");
+        self.return_at =
+            Some(Instant::now() + Duration::from_millis(after_millis).min(defaults::GOODBYE_MAX));
+        if code == Code::Revoked {
+            self.end_tunnels(code, |_| true);
+        }
+        // Without an outbox the link says what it still has, and ends.
+        self.leave_link();
+    }
+
     pub(super) fn handle_link_end(&mut self, end: End) {
-        let linked = self.linked.take();
+        self.leave_link();
+        let asked = self
+            .return_at
+            .take()
+            .map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        let pause = asked + self.backoff.failed(fastrand::u64(..));
+        let failures = self.backoff.failures();
+        tracing::warn!(code = %end.code, why = end.why, ?pause, failures, "no link to the server");
+        notify(&format!("not linked: {}", end.code.why()));
+        self.dial(pause, end.learnt);
+    }
+
+    /// Forgets the link and what makes sense on it only.
+    fn leave_link(&mut self) {
+        let Some(linked) = self.linked.take() else { return };
         self.outgoing.link_lost();
         self.renewal.link_lost();
         // Without the link their tokens cannot be redeemed any more.
         for live in self.tunnels.values_mut() {
             live.attach = None;
         }
-        let now = Instant::now();
-        let lasted = |linked: &Linked| linked.grant_key.is_some() && now >= linked.since + LASTED;
-        if linked.as_ref().is_some_and(lasted) {
+        if linked.grant_key.is_some() && linked.since.elapsed() >= LASTED {
             self.backoff.succeeded();
         }
-        let asked = linked
-            .and_then(|linked| linked.not_before)
-            .map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
-        let pause = asked + self.backoff.failed(fastrand::u64(..));
-        let failures = self.backoff.failures();
-        tracing::warn!(code = %end.code, why = end.why, ?pause, failures, "no link to the server");
-        notify(&format!("not linked: {}", end.code.why()));
-        self.dial(pause, end.learnt);
     }
 
     /// A link task that ends without having said so has failed; the next one is started all the same.

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use tunnel_net::clock::{Clock as _, FloorClock, SystemClock};
 use tunnel_net::link::Try;
-use tunnel_net::quic;
 use tunnel_net::tls::{self, Ends};
+use tunnel_net::{quic, websocket};
 use tunnel_proto::UnixTime;
 use tunnel_proto::carrier::Carrier;
 use tunnel_proto::code::Code;
@@ -84,7 +84,7 @@ async fn over_websocket(enrolled: &Enrolled, ends: &Ends) -> Result<Answer, Fail
     };
     let tls = Arc::new(tls::api_client(ends, None));
     let exchange = async {
-        let mut stream = http::connect(server, tls).await?;
+        let mut stream = websocket::connect_tls(server, tls).await?;
         http::exchange(
             &mut stream,
             &http::upgrade(server, CARRIER_PATH, CARRIER_PROTOCOL),
