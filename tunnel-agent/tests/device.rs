@@ -1,0 +1,420 @@
+//! The agent between a server, a relay and a service, all on loopback.
+
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::closed_port;
+use common::server::{Device, Server, soon};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tunnel_agent::access::Switch;
+use tunnel_net::{files, stream};
+use tunnel_proto::Code;
+use tunnel_proto::code::Refusal;
+use tunnel_proto::grant::{Grant, Limits};
+use tunnel_proto::message::{EndTunnel, FromAgent, FromServer, Goodbye, Renewed};
+
+/// A local service that a test plays itself.
+async fn service() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = format!(
+        "[services.ssh]\ntarget = \"tcp:{}\"\n",
+        listener.local_addr().unwrap()
+    );
+    (listener, target)
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    soon("a local connection", listener.accept()).await.unwrap().0
+}
+
+#[tokio::test]
+async fn a_session_carries_bytes_and_half_closes_both_ways() {
+    let (listener, services) = service().await;
+    let server = Server::start().await;
+    let device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    assert_eq!(link.hello.report.services, ["ssh".parse().unwrap()]);
+    assert!(link.hello.report.access && link.hello.tunnels.is_empty());
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+
+    let (refused, mut send, mut recv) = tunnel.session("ssh").await;
+    assert_eq!(refused, None);
+    let mut local = accept(&listener).await;
+    send.write_all(b"question").await.unwrap();
+    send.finish().unwrap();
+    let mut text = String::new();
+    soon("the question", local.read_to_string(&mut text))
+        .await
+        .unwrap();
+    assert_eq!(text, "question");
+    local.write_all(b"answer").await.unwrap();
+    drop(local);
+    assert_eq!(
+        soon("the answer", recv.read_to_end(100)).await.unwrap(),
+        b"answer"
+    );
+
+    let FromAgent::SessionEnded(ended) = link.next().await else {
+        panic!("the session is reported")
+    };
+    assert_eq!((ended.service.as_str(), ended.refused), ("ssh", None));
+    assert_eq!((ended.bytes_in, ended.bytes_out), (8, 6));
+
+    tunnel.connection.close(0u32.into(), b"done");
+    assert_eq!(link.tunnel_ended(&grant).await, Code::TunnelClosed);
+    device.stop().await;
+    soon("the end of the link", link.connection.closed()).await;
+}
+
+// AGT-01, AGT-04
+#[tokio::test]
+async fn what_is_not_declared_or_not_granted_is_refused_by_name() {
+    let (_listener, services) = service().await;
+    let services = format!(
+        "{services}[services.web]\ntarget = \"tcp:127.0.0.1:1\"\n[services.closed]\ntarget = \"tcp:127.0.0.1:1\"\nallow_operators = [\"bob\"]\n"
+    );
+    let server = Server::start().await;
+    let _device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    for (number, service, code) in [
+        (1, "shell", Code::ServiceUnknown),
+        (2, "closed", Code::LocalPolicy),
+        (3, "65536", Code::ServiceUnknown),
+    ] {
+        let grant = server.grant(&link, number, &["ssh", service]);
+        assert_eq!(server.offer(&mut link, &grant).await, Some(code), "{service}");
+    }
+    let grant = server.grant(&link, 9, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    for (asked, code) in [
+        ("shell", Code::ServiceUnknown),
+        ("127.0.0.1:22", Code::ServiceUnknown),
+        ("http://169.254.169.254/", Code::ServiceUnknown),
+        ("web", Code::TokenScope),
+        ("closed", Code::TokenScope),
+    ] {
+        assert_eq!(tunnel.session(asked).await.0, Some(code), "{asked}");
+        let FromAgent::SessionEnded(ended) = link.next().await else {
+            panic!("the refusal is reported")
+        };
+        assert_eq!((ended.service.as_str(), ended.refused), (asked, Some(code)));
+    }
+    assert_eq!(tunnel.session("ssh").await.0, None, "the others did it no harm");
+    assert_eq!(server.offer(&mut link, &grant).await, Some(Code::TokenReplay));
+}
+
+#[tokio::test]
+async fn the_owners_switch_cuts_and_keeps_out() {
+    let (listener, services) = service().await;
+    let server = Server::start().await;
+    let device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    let (_, _send, _recv) = tunnel.session("ssh").await;
+    let mut local = accept(&listener).await;
+
+    Switch::new(device.state.path()).set(false).unwrap();
+    assert_eq!(tunnel.closed().await, Code::AccessOff);
+    let mut rest = Vec::new();
+    let read = soon("the end of the local connection", local.read_to_end(&mut rest)).await;
+    assert!(rest.is_empty(), "{read:?}");
+    let FromAgent::Report(report) = link.next().await else {
+        panic!("the change is reported")
+    };
+    assert!(!report.access);
+    assert_eq!(link.tunnel_ended(&grant).await, Code::AccessOff);
+    let again = server.grant(&link, 2, &["ssh"]);
+    assert_eq!(server.offer(&mut link, &again).await, Some(Code::AccessOff));
+
+    Switch::new(device.state.path()).set(true).unwrap();
+    let FromAgent::Report(report) = link.next().await else {
+        panic!("the change is reported")
+    };
+    assert!(report.access);
+    let third = server.grant(&link, 3, &["ssh"]);
+    server.tunnel(&mut link, &third).await;
+}
+
+#[tokio::test]
+async fn the_server_cuts_with_a_reason() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let _device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    let end = EndTunnel {
+        tunnel: grant.tunnel,
+        reason: Refusal::from(Code::PolicyChanged),
+    };
+    link.say(FromServer::EndTunnel(end.clone())).await;
+    assert_eq!(tunnel.closed().await, Code::PolicyChanged);
+    assert_eq!(link.tunnel_ended(&grant).await, Code::PolicyChanged);
+    link.say(FromServer::EndTunnel(end)).await;
+    assert_eq!(
+        link.tunnel_ended(&grant).await,
+        Code::PolicyChanged,
+        "a cut is confirmed each time"
+    );
+
+    let grant = server.grant(&link, 2, &["ssh"]);
+    let _tunnel = server.tunnel(&mut link, &grant).await;
+    server.end_circuit(&grant, Code::ByteLimit).await;
+    assert_eq!(link.tunnel_ended(&grant).await, Code::ByteLimit);
+}
+
+// TOK-13, I4
+#[tokio::test]
+async fn only_the_operator_of_the_grant_gets_in() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let _device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    assert_eq!(server.offer(&mut link, &grant).await, None);
+    server.attach(&mut link, &grant).await;
+    for who in ["operator/bob", "operator/ana", "device/valve"] {
+        let stranger = server.fleet.credentials(who);
+        // TLS 1.3: that the certificate was refused shows after the handshake, on the first read.
+        let closed = match soon("a handshake", server.connect(&grant, &stranger)).await {
+            Err(error) => error,
+            Ok(tunnel) => soon("a refusal", tunnel.connection.closed()).await,
+        };
+        assert!(!matches!(closed, quinn::ConnectionError::TimedOut), "{who}");
+    }
+    let tunnel = soon("the tunnel", server.connect(&grant, &server.operator))
+        .await
+        .unwrap();
+    assert_eq!(tunnel.session("ssh").await.0, None);
+}
+
+#[tokio::test]
+async fn a_tunnel_outlives_its_link() {
+    let (listener, services) = service().await;
+    let server = Server::start().await;
+    let device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    let (_, mut send, _recv) = tunnel.session("ssh").await;
+    let mut local = accept(&listener).await;
+    link.connection.close(0u32.into(), b"restart");
+
+    let mut link = server.link().await;
+    assert_eq!(link.hello.tunnels, [grant.tunnel]);
+    send.write_all(b"still here").await.unwrap();
+    let mut bytes = [0; 10];
+    soon("bytes over the lost link", local.read_exact(&mut bytes))
+        .await
+        .unwrap();
+    assert_eq!(&bytes, b"still here");
+    assert_eq!(
+        server.offer(&mut link, &grant).await,
+        Some(Code::TokenReplay),
+        "the grant is of another link"
+    );
+    device.stop().await;
+    assert_eq!(tunnel.closed().await, Code::TunnelClosed);
+    assert_eq!(link.tunnel_ended(&grant).await, Code::TunnelClosed);
+}
+
+// AGT-15
+#[tokio::test]
+async fn unknown_messages_are_passed_over_and_nonsense_ends_the_link() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let _device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    // A kind of a later version: [99, [{0: "x"}]] in CBOR, with its length before it.
+    for _ in 0..1000 {
+        link.send
+            .write_all(&[0, 0, 0, 8, 0x82, 0x18, 99, 0x81, 0xa1, 0x00, 0x61, b'x'])
+            .await
+            .unwrap();
+    }
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let _tunnel = server.tunnel(&mut link, &grant).await;
+    link.send.write_all(&[0xff; 64]).await.unwrap();
+    soon("the end of the link", link.connection.closed()).await;
+    let link = server.link().await;
+    assert_eq!(link.hello.tunnels, [grant.tunnel]);
+}
+
+#[tokio::test]
+async fn a_narrower_policy_cuts_and_a_bad_file_changes_nothing() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    device.reconfigure("nonsense = 1\n").await;
+    device
+        .reconfigure(&format!(
+            "{services}[services.web]\ntarget = \"tcp:127.0.0.1:1\"\n"
+        ))
+        .await;
+    let FromAgent::Report(report) = link.next().await else {
+        panic!("the change is reported")
+    };
+    assert_eq!(report.services.len(), 2);
+    assert_eq!(tunnel.session("ssh").await.0, None);
+    device
+        .reconfigure(&format!("{services}allow_operators = [\"bob\"]\n"))
+        .await;
+    assert_eq!(tunnel.closed().await, Code::LocalPolicy);
+    assert_eq!(link.tunnel_ended(&grant).await, Code::LocalPolicy);
+}
+
+// AGT-13
+#[tokio::test]
+async fn a_service_that_hangs_or_refuses_leaves_the_others_alone() {
+    let (listener, services) = service().await;
+    let services = format!(
+        "{services}[services.dead]\ntarget = \"tcp:127.0.0.1:{}\"\n",
+        closed_port()
+    );
+    let server = Server::start().await;
+    let _device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh", "dead"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    assert_eq!(tunnel.session("dead").await.0, Some(Code::TargetRefused));
+
+    // Six that accept and never read: what is sent to them stops at their windows, and holds up nobody else.
+    let (mut filling, mut hanging) = (JoinSet::new(), Vec::new());
+    for _ in 0..6 {
+        let (_, send, recv) = tunnel.session("ssh").await;
+        hanging.push((accept(&listener).await, recv));
+        filling.spawn(fill(send));
+    }
+    let living = async {
+        for _ in 0..20 {
+            let (refused, mut send, mut recv) = tunnel.session("ssh").await;
+            assert_eq!(refused, None);
+            let mut local = accept(&listener).await;
+            send.write_all(b"hi").await.unwrap();
+            send.finish().unwrap();
+            let mut text = Vec::new();
+            soon("the other session", local.read_to_end(&mut text))
+                .await
+                .unwrap();
+            local.write_all(&text).await.unwrap();
+            drop(local);
+            assert_eq!(soon("its echo", recv.read_to_end(10)).await.unwrap(), b"hi");
+        }
+    };
+    tokio::select! {
+        sent = filling.join_next() => panic!("{sent:?} bytes went into a service that does not read"),
+        () = living => {}
+    }
+}
+
+/// Sends more than all windows and socket buffers on the way hold together.
+async fn fill(mut send: quinn::SendStream) -> usize {
+    let chunk = [7; 64 * 1024];
+    for _ in 0..1024 {
+        send.write_all(&chunk).await.unwrap();
+    }
+    1024 * chunk.len()
+}
+
+#[tokio::test]
+async fn the_grants_limits_hold() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let _device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let limits = Limits {
+        sessions: 1,
+        bytes: None,
+        idle_secs: 1,
+    };
+    let grant = Grant {
+        limits,
+        ..server.grant(&link, 1, &["ssh"])
+    };
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    let (refused, send, recv) = tunnel.session("ssh").await;
+    assert_eq!(refused, None);
+    assert_eq!(tunnel.session("ssh").await.0, Some(Code::Limit));
+    let started = Instant::now();
+    drop((send, recv));
+    assert_eq!(tunnel.closed().await, Code::TunnelIdle);
+    assert!(
+        started.elapsed() >= Duration::from_millis(900),
+        "not before its time"
+    );
+    assert_eq!(link.tunnel_ended(&grant).await, Code::TunnelIdle);
+}
+
+#[tokio::test]
+async fn an_old_certificate_is_renewed_over_the_link() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let state = server
+        .fleet
+        .enrol(&dir.path().join("state"), "pump", &server.addr, 90);
+    let key = tunnel_certs::KeyPair::from_pem(&files::read_private_text(&state.key()).unwrap()).unwrap();
+    let request = tunnel_certs::request(&key).unwrap();
+    let old = server.fleet.old_chain(&request, "device/pump");
+    files::write_private(&state.chain(), old.as_bytes()).unwrap();
+    let device = Device::start_in(dir, state, &services);
+
+    let mut link = server.link().await;
+    let FromAgent::Renew(asked) = link.next().await else {
+        panic!("a fresh certificate is asked for")
+    };
+    assert_eq!(
+        tunnel_certs::CertificateRequest::from_der(&asked)
+            .unwrap()
+            .key_hash(),
+        key.key_hash()
+    );
+    let fresh = server.fleet.chain(&request, "device/pump", 90);
+    let chain = tunnel_certs::pem::read_chain(&fresh).unwrap();
+    let chain = chain.iter().map(|der| der.to_vec().into()).collect();
+    link.say(FromServer::Renewed(Renewed { chain })).await;
+    // An offer is handled after what came before it.
+    let grant = server.grant(&link, 1, &["ssh"]);
+    server.tunnel(&mut link, &grant).await;
+    assert_eq!(*files::read_private_text(&device.state.chain()).unwrap(), fresh);
+}
+
+#[tokio::test]
+async fn the_server_says_when_to_come_back() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let _device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let goodbye = Goodbye {
+        reason: Code::Busy.into(),
+        after_millis: 300,
+    };
+    link.say(FromServer::Goodbye(goodbye)).await;
+    let told = Instant::now();
+    let _ = soon("the end of the link", link.connection.closed()).await;
+    let mut link = server.link().await;
+    assert!(
+        told.elapsed() >= Duration::from_millis(250),
+        "came back after {:?}",
+        told.elapsed()
+    );
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    let (mut send, _recv) = tunnel.connection.open_bi().await.unwrap();
+    stream::write_message(&mut send, &"not a request").await.unwrap();
+    assert_eq!(
+        tunnel.session("ssh").await.0,
+        None,
+        "a stream of nonsense costs only itself"
+    );
+}
