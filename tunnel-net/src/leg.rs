@@ -18,6 +18,7 @@ use tunnel_proto::{CircuitId, Code, defaults};
 
 use crate::addr::ServerAddr;
 use crate::link::Try;
+use crate::network::{self, Changes, Sign};
 use crate::quic;
 use crate::websocket::{self, Pipe};
 use crate::wire::{Control, PEER, Udp, Wire};
@@ -89,6 +90,8 @@ impl Leg {
             hints,
             tasks: JoinSet::new(),
             running: [None, None],
+            paths: [None, None],
+            changes: Changes::listen(),
             generation: 0,
             attempts: 0,
             state: state_out,
@@ -133,9 +136,25 @@ struct Driver {
     tasks: JoinSet<Event>,
     /// The attempt that counts for each carrier, with the handle that ends it.
     running: [Option<(u64, tokio::task::AbortHandle)>; 2],
+    /// The way that each carrier takes, once it is there.
+    paths: [Option<Path>; 2],
+    changes: Changes,
     generation: u64,
     attempts: usize,
     state: watch::Sender<LegState>,
+}
+
+/// Where a carrier goes, and from which of this machine's addresses.
+#[derive(Clone, Copy)]
+struct Path {
+    to: SocketAddr,
+    from: IpAddr,
+}
+
+impl Path {
+    fn new(to: io::Result<SocketAddr>, from: io::Result<SocketAddr>) -> Option<Self> {
+        Some(Self { to: to.ok()?, from: from.ok()?.ip() })
+    }
 }
 
 /// How an attempt at a carrier has gone on.
@@ -154,12 +173,13 @@ impl Driver {
             self.drain();
             let deadline = self.deadline();
             let sleep = tokio::time::sleep_until(deadline.into());
-            // Every branch is cancel-safe: channels, a join set, a notification, a timer.
+            // Every branch is cancel-safe: channels, a join set, changes, a notification, a timer.
             tokio::select! {
                 Some((carrier, datagram)) = self.controls.recv() => {
                     self.machine.handle_control(Instant::now(), carrier, &datagram);
                 }
-                Some(carrier) = self.hints.recv() => self.machine.handle_hint(Instant::now(), carrier),
+                Some(carrier) = self.hints.recv() => self.handle_broken(carrier),
+                sign = self.changes.changed() => self.handle_sign(sign),
                 Some(done) = self.tasks.join_next() => {
                     if let Ok(event) = done {
                         self.handle_event(event);
@@ -182,6 +202,42 @@ impl Driver {
         if flows { next.min(now + LOOK) } else { next }
     }
 
+    /// The network may have changed. Most changes are none for this leg: an address of a container, say.
+    fn handle_sign(&mut self, sign: Sign) {
+        let now = Instant::now();
+        if self.has_moved() {
+            self.move_on(now);
+        } else if let (Sign::Changed, Some(active)) = (sign, self.machine.active()) {
+            self.machine.handle_hint(now, active);
+        }
+    }
+
+    fn handle_broken(&mut self, carrier: Carrier) {
+        let now = Instant::now();
+        if self.has_moved() {
+            self.move_on(now);
+        } else {
+            self.machine.handle_hint(now, carrier);
+        }
+    }
+
+    /// Says whether this machine would reach the relay from another address than the one in use. Where there is no
+    /// path, the preferred carrier must not even be under way: each change would set it back otherwise.
+    fn has_moved(&self) -> bool {
+        let active = self.machine.active().and_then(|carrier| self.paths[carrier as usize]);
+        match active.or_else(|| self.paths.into_iter().flatten().next()) {
+            Some(path) => network::source(path.to) != Some(path.from),
+            None => self.running[self.config.carriers.only().unwrap_or(Carrier::Udp) as usize].is_none(),
+        }
+    }
+
+    fn move_on(&mut self, now: Instant) {
+        tracing::debug!("the way to the relay has changed");
+        self.attempts = 0;
+        self.wire.hold();
+        self.machine.handle_network_change(now);
+    }
+
     fn drain(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             match output {
@@ -193,6 +249,9 @@ impl Driver {
                 }
                 Output::Use(carrier) => {
                     tracing::debug!(%carrier, "carrier in use");
+                    if let (Carrier::Udp, Some(path)) = (carrier, self.paths[carrier as usize]) {
+                        self.config.proven = Some(path.to.ip());
+                    }
                     self.wire.set_active(carrier);
                     self.nudge();
                     self.state.send_modify(|state| state.active = Some(carrier));
@@ -243,6 +302,7 @@ impl Driver {
         if let Some((_, handle)) = self.running[carrier as usize].take() {
             handle.abort();
         }
+        self.paths[carrier as usize] = None;
         match carrier {
             Carrier::Udp => self.wire.set_udp(None),
             Carrier::WebSocket => self.wire.set_websocket(None),
@@ -258,6 +318,7 @@ impl Driver {
         match event {
             Event::Udp(generation, result) if self.is_current(Carrier::Udp, generation) => match result {
                 Ok(udp) => {
+                    self.paths[Carrier::Udp as usize] = Path::new(Ok(udp.peer()), udp.local_addr());
                     self.wire.set_udp(Some(Arc::new(udp)));
                     self.machine.handle_ready(now, Carrier::Udp);
                 }
@@ -281,6 +342,8 @@ impl Driver {
     }
 
     fn run_websocket(&mut self, generation: u64, stream: Box<Stream>) {
+        let tcp = stream.get_ref().get_ref().0;
+        self.paths[Carrier::WebSocket as usize] = Path::new(tcp.peer_addr(), tcp.local_addr());
         let pipe = Pipe::new();
         self.wire.set_websocket(Some(pipe.clone()));
         let handle = self.tasks.spawn(async move {
@@ -294,12 +357,27 @@ impl Driver {
     }
 }
 
-/// Opens a UDP socket to one of the relay's addresses: the proven one first, then each in turn.
+/// Opens a UDP socket to one of the relay's addresses: the proven one first, then each in turn, and at once the next
+/// where there is no way to one. An address that was good is still tried when the name can no longer be looked up.
 async fn connect_udp(server: &ServerAddr, proven: Option<IpAddr>, attempt: usize) -> io::Result<Udp> {
-    if let (Some(ip), 0) = (proven, attempt) {
-        return Udp::connect(SocketAddr::new(ip, server.udp_port)).await;
+    let proven = proven.map(|ip| SocketAddr::new(ip, server.udp_port));
+    if let (Some(addr), 0) = (proven, attempt)
+        && let Ok(udp) = Udp::connect(addr).await
+    {
+        return Ok(udp);
     }
-    let addrs = server.resolve(server.udp_port).await?;
-    let addr = addrs.get(attempt % addrs.len().max(1)).copied();
-    Udp::connect(addr.ok_or(io::ErrorKind::NotFound)?).await
+    let mut addrs = match server.resolve(server.udp_port).await {
+        Ok(addrs) => addrs,
+        Err(error) => vec![proven.ok_or(error)?],
+    };
+    let first = attempt % addrs.len().max(1);
+    addrs.rotate_left(first);
+    let mut last = io::ErrorKind::NotFound.into();
+    for addr in addrs {
+        match Udp::connect(addr).await {
+            Ok(udp) => return Ok(udp),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }

@@ -153,3 +153,30 @@ pub fn source(to: SocketAddr) -> Option<IpAddr> {
     socket.connect(to).ok()?;
     socket.local_addr().ok().map(|addr| addr.ip())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn where_the_kernel_tells_nothing_time_does() {
+        let mut changes = Changes::by_clock(LOOK);
+        for _ in 0..3 {
+            let start = Instant::now();
+            assert_eq!(changes.changed().await, Sign::Time);
+            assert_eq!(start.elapsed(), LOOK);
+        }
+    }
+
+    #[tokio::test]
+    async fn listening_needs_no_rights() {
+        assert!(matches!(Changes::listen().0, Teller::Kernel { .. }));
+    }
+
+    #[test]
+    fn the_source_is_of_the_way_to_the_other() {
+        let to = |addr: &str| source(addr.parse().unwrap());
+        assert_eq!(to("127.0.0.1:1"), Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(to("127.9.9.9:1"), Some(Ipv4Addr::LOCALHOST.into()));
+    }
+}

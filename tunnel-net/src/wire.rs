@@ -56,6 +56,14 @@ impl Udp {
         Ok(Self { io, state, peer })
     }
 
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let transmit = Transmit { destination: self.peer, src_ip: None, ..transmit.clone() };
         self.io.try_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.io), &transmit))
@@ -121,6 +129,11 @@ impl Wire {
 
     pub(crate) fn set_active(&self, carrier: Carrier) {
         self.change(|carriers| carriers.active = Some(carrier));
+    }
+
+    /// Keeps whoever sends waiting until a carrier is in use again: what would be sent before would be lost.
+    pub(crate) fn hold(&self) {
+        self.change(|carriers| carriers.active = None);
     }
 
     /// Changes the carriers and wakes whoever waits for one of them.

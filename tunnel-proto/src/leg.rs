@@ -368,11 +368,15 @@ impl Leg {
             self.outputs.push_back(Output::Silent(false));
         }
         if self.active != Some(carrier) || self.afresh {
-            self.active = Some(carrier);
-            self.afresh = false;
-            self.outputs.push_back(Output::Use(carrier));
-            self.settle(now, carrier);
+            self.take(now, carrier);
         }
+    }
+
+    fn take(&mut self, now: Instant, carrier: Carrier) {
+        self.active = Some(carrier);
+        self.afresh = false;
+        self.outputs.push_back(Output::Use(carrier));
+        self.settle(now, carrier);
     }
 
     /// One carrier works: the others are given up, and UDP is tried again later if it is not the one.
@@ -404,6 +408,10 @@ impl Leg {
             *challenge = control.value;
             probe.next = now + PROBE_PAUSES[0];
             self.send_bind(carrier);
+            if self.afresh {
+                // The relay hears this carrier, and what follows this bind finds the leg bound.
+                self.take(now, carrier);
+            }
         }
     }
 
@@ -487,6 +495,8 @@ mod tests {
         /// Whether the path of UDP carries only what is small.
         narrow: bool,
         used: Vec<Carrier>,
+        /// Whether the relay sees the leg at another address than the bound one.
+        elsewhere: bool,
         bound: Option<(Carrier, u64)>,
         last_counter: u64,
         under_way: VecDeque<(Instant, Carrier, [u8; SIZE])>,
@@ -506,6 +516,7 @@ mod tests {
                 passes: [true; 2],
                 narrow: false,
                 used: Vec::new(),
+                elsewhere: false,
                 bound: None,
                 last_counter: 0,
                 under_way: VecDeque::new(),
@@ -525,11 +536,12 @@ mod tests {
                 return;
             }
             let challenge = 1000 + index(carrier) as u64;
-            let moves = self.bound.is_some_and(|(bound, _)| bound != carrier);
+            let moves = self.bound.is_some_and(|(bound, _)| bound != carrier || self.elsewhere);
             self.last_counter = control.counter;
             let kind = if moves && control.value != challenge { Kind::Challenge } else { Kind::Bound };
             if kind == Kind::Bound {
                 self.bound = Some((carrier, control.counter));
+                self.elsewhere = false;
             }
             let value = if kind == Kind::Challenge { challenge } else { 0 };
             let answer = Control { kind, value, ..control };
@@ -739,6 +751,19 @@ mod tests {
         world.run(secs(60));
         assert_eq!(world.leg.active(), Some(Carrier::Udp), "WebSocket is not needed where UDP works");
         assert_eq!(world.used, [Carrier::Udp; 2], "whoever sends is told of the way afterwards too");
+    }
+
+    #[test]
+    fn what_is_sent_after_a_move_waits_for_the_challenge_only() {
+        let mut world = World::new();
+        world.run(secs(5));
+        world.elsewhere = true;
+        world.leg.handle_network_change(world.now);
+        let took = world.until(secs(1), "UDP in use again", |w| w.used.len() == 2);
+        assert!(took <= DELAY * 3, "{took:?}");
+        assert!(!world.elsewhere, "the bind that answers the challenge went before");
+        world.run(secs(60));
+        assert_eq!(world.used, [Carrier::Udp; 2]);
     }
 
     #[test]

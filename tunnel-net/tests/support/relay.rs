@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -37,6 +38,7 @@ fn leg_key(role: Role) -> LegKey {
 pub(crate) struct Relay {
     pub(crate) addr: ServerAddr,
     close: mpsc::Sender<Code>,
+    binds: Arc<AtomicUsize>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -52,8 +54,10 @@ impl Relay {
             proxy: None,
         };
         let (close, closes) = mpsc::channel(1);
-        let task = AbortOnDropHandle::new(tokio::task::spawn(Forwarder::new(udp).run(tcp, tls, closes)));
-        Self { addr, close, _task: task }
+        let forwarder = Forwarder::new(udp);
+        let binds = forwarder.binds.clone();
+        let task = AbortOnDropHandle::new(tokio::task::spawn(forwarder.run(tcp, tls, closes)));
+        Self { addr, close, binds, _task: task }
     }
 
     /// Opens an end's leg; must be called where that end is.
@@ -70,6 +74,11 @@ impl Relay {
         Leg::open(config).unwrap()
     }
 
+    /// Returns how often a leg was bound to an address.
+    pub(crate) fn binds(&self) -> usize {
+        self.binds.load(Ordering::Relaxed)
+    }
+
     /// Ends the circuit.
     pub(crate) async fn close(&self, why: Code) {
         self.close.send(why).await.unwrap();
@@ -81,6 +90,7 @@ struct Forwarder {
     circuits: Circuits<SocketAddr>,
     roles: HashMap<SocketAddr, Role>,
     websockets: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>>,
+    binds: Arc<AtomicUsize>,
 }
 
 impl Forwarder {
@@ -90,7 +100,7 @@ impl Forwarder {
         for role in [Role::Source, Role::Destination] {
             assert!(circuits.admit(CIRCUIT, role, leg_key(role)));
         }
-        Self { udp, circuits, roles: HashMap::new(), websockets: HashMap::new() }
+        Self { udp, circuits, roles: HashMap::new(), websockets: HashMap::new(), binds: Arc::default() }
     }
 
     async fn run(mut self, tcp: TcpListener, tls: Arc<rustls::ServerConfig>, mut closes: mpsc::Receiver<Code>) {
@@ -154,6 +164,7 @@ impl Forwarder {
             Output::Send { to, datagram } => self.send(to, &datagram).await,
             Output::Bound { role, at, .. } => {
                 self.roles.insert(at, role);
+                self.binds.fetch_add(1, Ordering::Relaxed);
             }
             Output::Released { address } => {
                 self.roles.remove(&address);
