@@ -80,7 +80,13 @@ impl Leg {
         )?;
         let (state_out, state) = watch::channel(LegState::default());
         let only = config.carriers.only();
-        let machine = Machine::new(Instant::now(), config.circuit, config.role, config.key.clone(), only);
+        let machine = Machine::new(
+            Instant::now(),
+            config.circuit,
+            config.role,
+            config.key.clone(),
+            only,
+        );
         let driver = Driver {
             machine,
             config,
@@ -97,7 +103,11 @@ impl Leg {
             state: state_out,
         };
         let driver = AbortOnDropHandle::new(tokio::task::spawn(driver.run()));
-        Ok(Self { endpoint, state, _driver: driver })
+        Ok(Self {
+            endpoint,
+            state,
+            _driver: driver,
+        })
     }
 
     /// Lets the other end connect, and returns the endpoint to accept it from.
@@ -153,7 +163,10 @@ struct Path {
 
 impl Path {
     fn new(to: io::Result<SocketAddr>, from: io::Result<SocketAddr>) -> Option<Self> {
-        Some(Self { to: to.ok()?, from: from.ok()?.ip() })
+        Some(Self {
+            to: to.ok()?,
+            from: from.ok()?.ip(),
+        })
     }
 }
 
@@ -224,7 +237,10 @@ impl Driver {
     /// Says whether this machine would reach the relay from another address than the one in use. Where there is no
     /// path, the preferred carrier must not even be under way: each change would set it back otherwise.
     fn has_moved(&self) -> bool {
-        let active = self.machine.active().and_then(|carrier| self.paths[carrier as usize]);
+        let active = self
+            .machine
+            .active()
+            .and_then(|carrier| self.paths[carrier as usize]);
         match active.or_else(|| self.paths.into_iter().flatten().next()) {
             Some(path) => network::source(path.to) != Some(path.from),
             None => self.running[self.config.carriers.only().unwrap_or(Carrier::Udp) as usize].is_none(),
@@ -243,8 +259,16 @@ impl Driver {
             match output {
                 Output::Start(carrier) => self.start(carrier),
                 Output::Stop(carrier) => self.stop(carrier),
-                Output::Send { carrier, datagram, padded: false } => self.wire.send_control(carrier, &datagram),
-                Output::Send { carrier, datagram, padded: true } => {
+                Output::Send {
+                    carrier,
+                    datagram,
+                    padded: false,
+                } => self.wire.send_control(carrier, &datagram),
+                Output::Send {
+                    carrier,
+                    datagram,
+                    padded: true,
+                } => {
                     self.wire.send_control(carrier, &bind::padded(&datagram));
                 }
                 Output::Use(carrier) => {
@@ -284,9 +308,8 @@ impl Driver {
             Carrier::Udp => {
                 let (proven, attempt) = (self.config.proven, self.attempts);
                 self.attempts += 1;
-                self.tasks.spawn(async move {
-                    Event::Udp(generation, connect_udp(&server, proven, attempt).await)
-                })
+                self.tasks
+                    .spawn(async move { Event::Udp(generation, connect_udp(&server, proven, attempt).await) })
             }
             Carrier::WebSocket => {
                 let tls = self.config.websocket_tls.clone();
@@ -310,7 +333,9 @@ impl Driver {
     }
 
     fn is_current(&self, carrier: Carrier, generation: u64) -> bool {
-        self.running[carrier as usize].as_ref().is_some_and(|(current, _)| *current == generation)
+        self.running[carrier as usize]
+            .as_ref()
+            .is_some_and(|(current, _)| *current == generation)
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -327,13 +352,15 @@ impl Driver {
                     self.machine.handle_failed(now, Carrier::Udp);
                 }
             },
-            Event::Connected(generation, result) if self.is_current(Carrier::WebSocket, generation) => match result {
-                Ok(stream) => self.run_websocket(generation, stream),
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "no WebSocket");
-                    self.machine.handle_failed(now, Carrier::WebSocket);
+            Event::Connected(generation, result) if self.is_current(Carrier::WebSocket, generation) => {
+                match result {
+                    Ok(stream) => self.run_websocket(generation, stream),
+                    Err(error) => {
+                        tracing::debug!(error = &error as &dyn std::error::Error, "no WebSocket");
+                        self.machine.handle_failed(now, Carrier::WebSocket);
+                    }
                 }
-            },
+            }
             Event::Ended(generation) if self.is_current(Carrier::WebSocket, generation) => {
                 self.machine.handle_failed(now, Carrier::WebSocket);
             }

@@ -20,8 +20,7 @@ use tunnel_proto::leg::Activity;
 use crate::websocket::{Pipe, lock};
 
 /// The peer's address as quinn sees it (discard-only prefix, RFC 6666): it never appears on a network.
-pub(crate) const PEER: SocketAddr =
-    SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1)), 1);
+pub(crate) const PEER: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1)), 1);
 const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 2)), 1);
 
 /// Buffer that is asked of the kernel for each direction; it may give less.
@@ -41,14 +40,20 @@ pub(crate) struct Udp {
 impl Udp {
     /// Opens a socket of the peer's family on a port of the kernel's choice.
     pub(crate) async fn connect(peer: SocketAddr) -> io::Result<Self> {
-        let any: IpAddr =
-            if peer.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let any: IpAddr = if peer.is_ipv6() {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
         let io = tokio::net::UdpSocket::bind((any, 0)).await?;
         io.connect(peer).await?;
         // Until the runtime has seen that it can be written to, `try_send` would refuse the first bind.
         io.writable().await?;
         let state = UdpSocketState::new(UdpSockRef::from(&io))?;
-        for set in [UdpSocketState::set_send_buffer_size, UdpSocketState::set_recv_buffer_size] {
+        for set in [
+            UdpSocketState::set_send_buffer_size,
+            UdpSocketState::set_recv_buffer_size,
+        ] {
             if let Err(error) = set(&state, UdpSockRef::from(&io), SOCKET_BUFFER) {
                 tracing::debug!(%error, "the kernel gives smaller socket buffers");
             }
@@ -65,8 +70,14 @@ impl Udp {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let transmit = Transmit { destination: self.peer, src_ip: None, ..transmit.clone() };
-        self.io.try_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.io), &transmit))
+        let transmit = Transmit {
+            destination: self.peer,
+            src_ip: None,
+            ..transmit.clone()
+        };
+        self.io.try_io(Interest::WRITABLE, || {
+            self.state.try_send(UdpSockRef::from(&self.io), &transmit)
+        })
     }
 
     fn poll_recv(
@@ -77,8 +88,9 @@ impl Udp {
     ) -> Poll<io::Result<usize>> {
         loop {
             std::task::ready!(self.io.poll_recv_ready(cx))?;
-            let read =
-                self.io.try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.io), bufs, meta));
+            let read = self.io.try_io(Interest::READABLE, || {
+                self.state.recv(UdpSockRef::from(&self.io), bufs, meta)
+            });
             match read {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => return Poll::Ready(read),
@@ -114,8 +126,12 @@ impl Wire {
     pub(crate) fn new() -> (Arc<Self>, mpsc::Receiver<Control>, mpsc::Receiver<Carrier>) {
         let (control, controls) = mpsc::channel(CONTROL_QUEUE);
         let (broken, breaks) = mpsc::channel(CONTROL_QUEUE);
-        let wire =
-            Self { carriers: Mutex::default(), control, activity: ActivityClock::new(), broken };
+        let wire = Self {
+            carriers: Mutex::default(),
+            control,
+            activity: ActivityClock::new(),
+            broken,
+        };
         (Arc::new(wire), controls, breaks)
     }
 
@@ -178,7 +194,13 @@ impl Wire {
     }
 
     /// Takes control datagrams out of what was received and tells how many buffers hold data.
-    fn sort(&self, carrier: Carrier, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta], filled: usize) -> usize {
+    fn sort(
+        &self,
+        carrier: Carrier,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+        filled: usize,
+    ) -> usize {
         let mut kept = 0;
         for at in 0..filled {
             meta[at].addr = PEER;
@@ -258,10 +280,18 @@ impl Wire {
                 }
                 return true;
             }
-            let Some(buf) = bufs.get_mut(filled).filter(|_| filled < meta.len()) else { return false };
+            let Some(buf) = bufs.get_mut(filled).filter(|_| filled < meta.len()) else {
+                return false;
+            };
             let length = datagram.len().min(buf.len());
             buf[..length].copy_from_slice(&datagram[..length]);
-            meta[filled] = RecvMeta { addr: PEER, len: length, stride: length, ecn: None, dst_ip: None };
+            meta[filled] = RecvMeta {
+                addr: PEER,
+                len: length,
+                stride: length,
+                ecn: None,
+                dst_ip: None,
+            };
             filled += 1;
             true
         });
@@ -317,7 +347,11 @@ impl AsyncUdpSocket for Wire {
     ) -> Poll<io::Result<usize>> {
         let (udp, pipe) = {
             let mut carriers = lock(&self.carriers);
-            if !carriers.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            if !carriers
+                .reader
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(cx.waker()))
+            {
                 carriers.reader = Some(cx.waker().clone());
             }
             (carriers.udp.clone(), carriers.websocket.clone())
@@ -412,7 +446,9 @@ impl ActivityClock {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+        u64::try_from(self.start.elapsed().as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1)
     }
 
     fn sent(&self) {
@@ -449,7 +485,13 @@ mod tests {
     use super::*;
 
     fn meta(len: usize, stride: usize) -> RecvMeta {
-        RecvMeta { addr: "192.0.2.1:1".parse().unwrap(), len, stride, ecn: None, dst_ip: None }
+        RecvMeta {
+            addr: "192.0.2.1:1".parse().unwrap(),
+            len,
+            stride,
+            ecn: None,
+            dst_ip: None,
+        }
     }
 
     #[test]
@@ -461,7 +503,11 @@ mod tests {
         let mut alone = control.to_vec();
         let mut last = [0xc0u8; 20].to_vec();
         let mut metas = [meta(150, 50), meta(50, 50), meta(20, 20)];
-        let mut bufs = [IoSliceMut::new(&mut train), IoSliceMut::new(&mut alone), IoSliceMut::new(&mut last)];
+        let mut bufs = [
+            IoSliceMut::new(&mut train),
+            IoSliceMut::new(&mut alone),
+            IoSliceMut::new(&mut last),
+        ];
         let kept = wire.sort(Carrier::Udp, &mut bufs, &mut metas, 3);
         assert_eq!(kept, 2);
         assert_eq!((metas[0].len, metas[0].stride, metas[0].addr), (100, 50, PEER));
@@ -476,9 +522,17 @@ mod tests {
     #[test]
     fn nothing_is_sent_before_a_carrier_is_confirmed() {
         let (wire, _controls, _breaks) = Wire::new();
-        let transmit =
-            Transmit { destination: PEER, ecn: None, contents: &[0x40], segment_size: None, src_ip: None };
-        assert_eq!(wire.try_send(&transmit).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let transmit = Transmit {
+            destination: PEER,
+            ecn: None,
+            contents: &[0x40],
+            segment_size: None,
+            src_ip: None,
+        };
+        assert_eq!(
+            wire.try_send(&transmit).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         wire.set_websocket(Some(Pipe::new()));
         wire.set_active(Carrier::WebSocket);
         assert!(wire.try_send(&transmit).is_ok());

@@ -30,7 +30,10 @@ async fn connect(source: Carrier, destination: Carrier) -> (Relay, Connected) {
 }
 
 /// Opens one stream and lets the device's side answer it with `service`, spliced.
-async fn session<F, S>(ends: &Connected, service: S) -> (quinn::SendStream, quinn::RecvStream, AbortOnDropHandle<F>)
+async fn session<F, S>(
+    ends: &Connected,
+    service: S,
+) -> (quinn::SendStream, quinn::RecvStream, AbortOnDropHandle<F>)
 where
     S: FnOnce(quinn::SendStream, quinn::RecvStream) -> std::pin::Pin<Box<dyn Future<Output = F> + Send>>
         + Send
@@ -42,11 +45,20 @@ where
         let (mut send, mut recv) = device.accept_bi().await.unwrap();
         let open: OpenSession = read_message(&mut recv).await.unwrap();
         assert_eq!(open.service, "echo");
-        write_message(&mut send, &SessionAnswer { refused: None }).await.unwrap();
+        write_message(&mut send, &SessionAnswer { refused: None })
+            .await
+            .unwrap();
         service(send, recv).await
     }));
     let (mut send, mut recv) = ends.operator.open_bi().await.unwrap();
-    write_message(&mut send, &OpenSession { service: "echo".into() }).await.unwrap();
+    write_message(
+        &mut send,
+        &OpenSession {
+            service: "echo".into(),
+        },
+    )
+    .await
+    .unwrap();
     let answer: SessionAnswer = read_message(&mut recv).await.unwrap();
     assert_eq!(answer.refused, None);
     (send, recv, served)
@@ -81,15 +93,23 @@ async fn there_and_back(source: Carrier, destination: Carrier) {
         })
     })
     .await;
-    let sent: Vec<u8> = (0..8u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let sent: Vec<u8> = (0..8u32 << 20)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     let write = async {
         send.write_all(&sent).await.unwrap();
         send.finish().unwrap();
     };
-    let ((), got) = in_time("echoed", async { tokio::join!(write, recv.read_to_end(16 << 20)) }).await;
+    let ((), got) = in_time("echoed", async {
+        tokio::join!(write, recv.read_to_end(16 << 20))
+    })
+    .await;
     assert!(got.unwrap() == sent, "the same bytes come back");
     let spliced = in_time("spliced", served).await.unwrap();
-    assert_eq!((spliced.sent, spliced.received), (sent.len() as u64, sent.len() as u64));
+    assert_eq!(
+        (spliced.sent, spliced.received),
+        (sent.len() as u64, sent.len() as u64)
+    );
     assert!(spliced.error.is_none());
 }
 
@@ -120,7 +140,10 @@ async fn a_reader_that_stops_pushes_back_to_the_sender() {
     })
     .await;
     let written = in_time("the sender is held back", served).await.unwrap();
-    assert!(written < 10 << 20, "{written} bytes are on the way to a reader that does not read");
+    assert!(
+        written < 10 << 20,
+        "{written} bytes are on the way to a reader that does not read"
+    );
     assert!(recv.read_chunk(1, true).await.unwrap().is_some());
 }
 
@@ -129,6 +152,9 @@ async fn the_end_of_a_circuit_reaches_the_leg_with_its_reason() {
     let (relay, ends) = connect(Carrier::Udp, Carrier::Udp).await;
     let mut state = ends.source.state();
     relay.close(Code::Revoked).await;
-    let ended = in_time("ended", state.wait_for(|state| state.ended.is_some())).await.unwrap().ended;
+    let ended = in_time("ended", state.wait_for(|state| state.ended.is_some()))
+        .await
+        .unwrap()
+        .ended;
     assert_eq!(ended, Some(Code::Revoked));
 }

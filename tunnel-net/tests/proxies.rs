@@ -47,11 +47,21 @@ impl Program {
     async fn start(command: impl Fn(&std::path::Path, u16) -> Command) -> Self {
         loop {
             // Somebody else may take the port before the program does; then it ends, and the next one is tried.
-            let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let addr = std::net::TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
             let directory = tempfile::tempdir().unwrap();
             let mut command = command(directory.path(), addr.port());
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let mut program = Self { child: command.spawn().unwrap(), addr, _directory: directory };
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            let mut program = Self {
+                child: command.spawn().unwrap(),
+                addr,
+                _directory: directory,
+            };
             if program.is_up().await {
                 return program;
             }
@@ -86,7 +96,8 @@ impl Drop for Program {
 fn tinyproxy(login: &'static str) -> impl Fn(&std::path::Path, u16) -> Command {
     move |directory, port| {
         let file = directory.join("tinyproxy.conf");
-        let text = format!("Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nMaxClients 20\nTimeout 30\n{login}\n");
+        let text =
+            format!("Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nMaxClients 20\nTimeout 30\n{login}\n");
         std::fs::write(&file, text).unwrap();
         let mut command = Command::new("tinyproxy");
         command.arg("-d").arg("-c").arg(file);
@@ -97,7 +108,9 @@ fn tinyproxy(login: &'static str) -> impl Fn(&std::path::Path, u16) -> Command {
 fn microsocks(login: &'static [&'static str]) -> impl Fn(&std::path::Path, u16) -> Command {
     move |_, port| {
         let mut command = Command::new("microsocks");
-        command.args(["-i", "127.0.0.1", "-p", &port.to_string()]).args(login);
+        command
+            .args(["-i", "127.0.0.1", "-p", &port.to_string()])
+            .args(login);
         command
     }
 }
@@ -107,7 +120,11 @@ async fn exchange(fleet: &Fleet, server: SocketAddr, proxy: Proxy) -> Result<(),
     let server: ServerAddr = format!("localhost:{}", server.port()).parse().unwrap();
     let server = server.with_proxy(Some(Arc::new(proxy)));
     let mut stream = in_time("an answer", websocket::connect_tls(&server, fleet.api_client())).await?;
-    assert_eq!(websocket::server_ip(&server, stream.get_ref().0), None, "this is the proxy's address");
+    assert_eq!(
+        websocket::server_ip(&server, stream.get_ref().0),
+        None,
+        "this is the proxy's address"
+    );
     stream.write_all(&[7]).await.unwrap();
     assert_eq!(stream.read_u8().await.unwrap(), 7);
     Ok(())
@@ -122,7 +139,11 @@ fn refusal(result: Result<(), WebSocketError>) -> Refusal {
 
 #[tokio::test]
 async fn a_real_http_proxy_lets_the_server_be_reached() {
-    if skip::without_program("a_real_http_proxy_lets_the_server_be_reached", "tinyproxy", "tinyproxy") {
+    if skip::without_program(
+        "a_real_http_proxy_lets_the_server_be_reached",
+        "tinyproxy",
+        "tinyproxy",
+    ) {
         return;
     }
     let fleet = Fleet::new();
@@ -131,20 +152,32 @@ async fn a_real_http_proxy_lets_the_server_be_reached() {
     exchange(&fleet, server, open.proxy("http", "")).await.unwrap();
 
     let closed = Program::start(tinyproxy("BasicAuth ana secret")).await;
-    exchange(&fleet, server, closed.proxy("http", "ana:secret@")).await.unwrap();
+    exchange(&fleet, server, closed.proxy("http", "ana:secret@"))
+        .await
+        .unwrap();
     let wanted = refusal(exchange(&fleet, server, closed.proxy("http", "")).await);
     assert!(matches!(wanted, Refusal::LoginWanted { offers } if offers.0 == ["Basic"]));
     let refused = refusal(exchange(&fleet, server, closed.proxy("http", "ana:wrong@")).await);
-    assert!(matches!(refused, Refusal::LoginRefused { .. } | Refusal::Refused(_)), "{refused:?}");
+    assert!(
+        matches!(refused, Refusal::LoginRefused { .. } | Refusal::Refused(_)),
+        "{refused:?}"
+    );
 
     let narrow = Program::start(tinyproxy("ConnectPort 443")).await;
     let refused = refusal(exchange(&fleet, server, narrow.proxy("http", "")).await);
-    assert!(matches!(&refused, Refusal::Refused(words) if words.starts_with("403")), "{refused:?}");
+    assert!(
+        matches!(&refused, Refusal::Refused(words) if words.starts_with("403")),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_real_socks_proxy_lets_the_server_be_reached() {
-    if skip::without_program("a_real_socks_proxy_lets_the_server_be_reached", "microsocks", "microsocks") {
+    if skip::without_program(
+        "a_real_socks_proxy_lets_the_server_be_reached",
+        "microsocks",
+        "microsocks",
+    ) {
         return;
     }
     let fleet = Fleet::new();
@@ -153,21 +186,32 @@ async fn a_real_socks_proxy_lets_the_server_be_reached() {
     exchange(&fleet, server, open.proxy("socks5", "")).await.unwrap();
 
     let closed = Program::start(microsocks(&["-u", "ana", "-P", "secret"])).await;
-    exchange(&fleet, server, closed.proxy("socks5h", "ana:secret@")).await.unwrap();
+    exchange(&fleet, server, closed.proxy("socks5h", "ana:secret@"))
+        .await
+        .unwrap();
     let wanted = refusal(exchange(&fleet, server, closed.proxy("socks5", "")).await);
     assert!(matches!(wanted, Refusal::LoginWanted { .. }), "{wanted:?}");
     let refused = refusal(exchange(&fleet, server, closed.proxy("socks5", "ana:wrong@")).await);
     assert!(matches!(refused, Refusal::LoginRefused { .. }), "{refused:?}");
-    let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let nowhere = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let unreached = refusal(exchange(&fleet, nowhere, open.proxy("socks5", "")).await);
-    assert!(matches!(&unreached, Refusal::Unreached(words) if words == "connection refused"), "{unreached:?}");
+    assert!(
+        matches!(&unreached, Refusal::Unreached(words) if words == "connection refused"),
+        "{unreached:?}"
+    );
 }
 
 /// A server's set-up with a certificate by an authority of this name, of a kind that no fleet has.
 fn intercepting(issuer: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> Arc<rustls::ServerConfig> {
     let authority_key = rcgen::KeyPair::generate_for(algorithm).unwrap();
     let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.distinguished_name.push(rcgen::DnType::CommonName, issuer);
+    authority
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, issuer);
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority = rcgen::Issuer::new(authority, authority_key);
     let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
@@ -194,18 +238,29 @@ async fn connect_to(fleet: &Fleet, addr: SocketAddr) -> WebSocketError {
 async fn who_intercepts_tls_is_named_and_not_trusted() {
     let fleet = Fleet::new();
     let (good, _task) = serve(fleet.api_server()).await;
-    websocket::connect_tls(&good.to_string().parse().unwrap(), fleet.api_client()).await.unwrap();
-    for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+    websocket::connect_tls(&good.to_string().parse().unwrap(), fleet.api_client())
+        .await
+        .unwrap();
+    for algorithm in [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ED25519,
+    ] {
         let (addr, _task) = serve(intercepting("Corp Web \u{1b}Gateway", algorithm)).await;
         let error = connect_to(&fleet, addr).await;
-        let WebSocketError::Foreign { issuer, source, .. } = &error else { panic!("{error:?}") };
+        let WebSocketError::Foreign { issuer, source, .. } = &error else {
+            panic!("{error:?}")
+        };
         assert_eq!(issuer, "Corp Web ?Gateway");
         assert_eq!(tunnel_net::tls::io_refusal(source), Some(Code::CertUnknownCa));
         assert!(error.to_string().contains("intercepts TLS"), "{error}");
     }
     // Another fleet's server is as foreign as any other.
     let (addr, _task) = serve(Fleet::new().api_server()).await;
-    assert!(matches!(connect_to(&fleet, addr).await, WebSocketError::Foreign { .. }));
+    assert!(matches!(
+        connect_to(&fleet, addr).await,
+        WebSocketError::Foreign { .. }
+    ));
 }
 
 #[tokio::test]
@@ -216,7 +271,10 @@ async fn a_captive_portal_in_the_place_of_the_server_is_named() {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut hello = [0; 5];
         stream.read_exact(&mut hello).await.unwrap();
-        stream.write_all(b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/\r\n\r\n")
+            .await
+            .unwrap();
         let _ = stream.read_to_end(&mut Vec::new()).await;
     }));
     let error = connect_to(&Fleet::new(), addr).await;

@@ -161,7 +161,10 @@ impl Leg {
     /// The shell has set a carrier up.
     pub fn handle_ready(&mut self, now: Instant, carrier: Carrier) {
         if matches!(self.slots[index(carrier)], Slot::Starting) && !self.ended {
-            self.slots[index(carrier)] = Slot::Up { probe: None, challenge: 0 };
+            self.slots[index(carrier)] = Slot::Up {
+                probe: None,
+                challenge: 0,
+            };
             self.begin_probe(now, carrier, true);
         }
     }
@@ -185,7 +188,9 @@ impl Leg {
 
     /// A control datagram came over a carrier. Anything that the relay did not make is passed over.
     pub fn handle_control(&mut self, now: Instant, carrier: Carrier, datagram: &[u8]) {
-        let Some(control) = Control::decode(datagram) else { return };
+        let Some(control) = Control::decode(datagram) else {
+            return;
+        };
         let ours = control.circuit == self.circuit && control.role == self.role && !self.ended;
         if !ours || control.kind == Kind::Bind || !Control::is_authentic(datagram, &self.key) {
             return;
@@ -246,7 +251,10 @@ impl Leg {
             Slot::Starting => None,
             Slot::Up { probe, .. } => probe.map(|probe| probe.next),
         });
-        let look = self.active.filter(|&active| self.is_at_rest(active)).map(|_| self.look_due(activity));
+        let look = self
+            .active
+            .filter(|&active| self.is_at_rest(active))
+            .map(|_| self.look_due(activity));
         slots.chain(self.websocket_start).chain(look).min()
     }
 
@@ -262,7 +270,9 @@ impl Leg {
 
     /// Asks the relay whether it is there when data waits, or when all has been quiet for long.
     fn look(&mut self, now: Instant, activity: Activity) {
-        let Some(active) = self.active.filter(|&active| self.is_at_rest(active)) else { return };
+        let Some(active) = self.active.filter(|&active| self.is_at_rest(active)) else {
+            return;
+        };
         if now >= self.look_due(activity) {
             // What is quiet is asked in few bytes: that is where they count.
             self.begin_probe(now, active, activity.waiting_since.is_some());
@@ -293,13 +303,23 @@ impl Leg {
         let first = self.counter + 1;
         let padded = padded && carrier == Carrier::Udp;
         if let Slot::Up { probe, .. } = &mut self.slots[index(carrier)] {
-            *probe = Some(Probe { first, sent: 0, next: now, padded });
+            *probe = Some(Probe {
+                first,
+                sent: 0,
+                next: now,
+                padded,
+            });
             self.continue_probe(now, carrier);
         }
     }
 
     fn continue_probe(&mut self, now: Instant, carrier: Carrier) {
-        let Slot::Up { probe: Some(probe), .. } = &mut self.slots[index(carrier)] else { return };
+        let Slot::Up {
+            probe: Some(probe), ..
+        } = &mut self.slots[index(carrier)]
+        else {
+            return;
+        };
         if now < probe.next {
             return;
         }
@@ -318,7 +338,9 @@ impl Leg {
     }
 
     fn send_bind(&mut self, carrier: Carrier) {
-        let Slot::Up { challenge, probe } = self.slots[index(carrier)] else { return };
+        let Slot::Up { challenge, probe } = self.slots[index(carrier)] else {
+            return;
+        };
         self.counter += 1;
         let bind = Control {
             kind: Kind::Bind,
@@ -328,7 +350,11 @@ impl Leg {
             value: challenge,
         };
         let padded = probe.is_some_and(|probe| probe.padded);
-        self.outputs.push_back(Output::Send { carrier, datagram: bind.encode(&self.key), padded });
+        self.outputs.push_back(Output::Send {
+            carrier,
+            datagram: bind.encode(&self.key),
+            padded,
+        });
     }
 
     /// A carrier does not answer. If it is the one in use, the other is tried at once; so it is in place of the rest of
@@ -347,7 +373,9 @@ impl Leg {
     }
 
     fn bound(&mut self, now: Instant, carrier: Carrier, counter: u64) {
-        let Slot::Up { probe, .. } = &mut self.slots[index(carrier)] else { return };
+        let Slot::Up { probe, .. } = &mut self.slots[index(carrier)] else {
+            return;
+        };
         if !probe.is_some_and(|probe| counter >= probe.first) || counter > self.counter {
             return;
         }
@@ -389,18 +417,27 @@ impl Leg {
             }
             Carrier::WebSocket => {
                 let failures = &mut self.failures[index(Carrier::Udp)];
-                let pause = UPGRADE_FIRST.saturating_mul(1 << (*failures).min(8)).min(UPGRADE_MAX);
+                let pause = UPGRADE_FIRST
+                    .saturating_mul(1 << (*failures).min(8))
+                    .min(UPGRADE_MAX);
                 match self.slots[index(Carrier::Udp)] {
                     // A probe under way decides by itself, and the pause follows it.
                     Slot::Starting | Slot::Up { .. } => {}
-                    Slot::Off { .. } => self.slots[index(Carrier::Udp)] = Slot::Off { retry: Some(now + pause) },
+                    Slot::Off { .. } => {
+                        self.slots[index(Carrier::Udp)] = Slot::Off {
+                            retry: Some(now + pause),
+                        }
+                    }
                 }
             }
         }
     }
 
     fn challenged(&mut self, now: Instant, carrier: Carrier, control: Control) {
-        if let Slot::Up { challenge, probe: Some(probe) } = &mut self.slots[index(carrier)]
+        if let Slot::Up {
+            challenge,
+            probe: Some(probe),
+        } = &mut self.slots[index(carrier)]
             && control.counter >= probe.first
             && control.counter <= self.counter
             && *challenge != control.value
@@ -426,7 +463,11 @@ impl Leg {
     /// Tries UDP, and WebSocket after the head start, or without UDP at once.
     fn start_afresh(&mut self, now: Instant) {
         self.start(Carrier::Udp);
-        let head_start = if self.only.is_none() { UDP_HEAD_START } else { Duration::ZERO };
+        let head_start = if self.only.is_none() {
+            UDP_HEAD_START
+        } else {
+            Duration::ZERO
+        };
         self.websocket_start = Some(now + head_start);
     }
 
@@ -451,11 +492,19 @@ impl Leg {
         let was_active = self.active == Some(carrier);
         let other_works = self.active.is_some() && !was_active && !self.silent;
         let failures = self.failures[index(carrier)];
-        let (first, max) = if other_works { (UPGRADE_FIRST, UPGRADE_MAX) } else { (RETRY_FIRST, RETRY_MAX) };
+        let (first, max) = if other_works {
+            (UPGRADE_FIRST, UPGRADE_MAX)
+        } else {
+            (RETRY_FIRST, RETRY_MAX)
+        };
         let pause = first.saturating_mul(1 << failures.min(8)).min(max);
         self.failures[index(carrier)] = failures + 1;
         // With UDP at work WebSocket is not needed at all; it is started again when UDP is doubted.
-        let retry = if other_works && carrier == Carrier::WebSocket { None } else { Some(now + pause) };
+        let retry = if other_works && carrier == Carrier::WebSocket {
+            None
+        } else {
+            Some(now + pause)
+        };
         self.stop(carrier, retry);
     }
 }
@@ -531,21 +580,35 @@ mod tests {
         /// The relay's rules: a later counter, and a challenge for every other address than the bound one.
         fn relay(&mut self, carrier: Carrier, datagram: &[u8]) {
             let control = Control::decode(datagram).unwrap();
-            assert!(Control::is_authentic(datagram, &key()), "the leg signs what it sends");
+            assert!(
+                Control::is_authentic(datagram, &key()),
+                "the leg signs what it sends"
+            );
             if control.counter <= self.last_counter {
                 return;
             }
             let challenge = 1000 + index(carrier) as u64;
-            let moves = self.bound.is_some_and(|(bound, _)| bound != carrier || self.elsewhere);
+            let moves = self
+                .bound
+                .is_some_and(|(bound, _)| bound != carrier || self.elsewhere);
             self.last_counter = control.counter;
-            let kind = if moves && control.value != challenge { Kind::Challenge } else { Kind::Bound };
+            let kind = if moves && control.value != challenge {
+                Kind::Challenge
+            } else {
+                Kind::Bound
+            };
             if kind == Kind::Bound {
                 self.bound = Some((carrier, control.counter));
                 self.elsewhere = false;
             }
             let value = if kind == Kind::Challenge { challenge } else { 0 };
-            let answer = Control { kind, value, ..control };
-            self.under_way.push_back((self.now + DELAY * 2, carrier, answer.encode(&key())));
+            let answer = Control {
+                kind,
+                value,
+                ..control
+            };
+            self.under_way
+                .push_back((self.now + DELAY * 2, carrier, answer.encode(&key())));
         }
 
         fn drain(&mut self) {
@@ -553,8 +616,14 @@ mod tests {
                 match output {
                     Output::Start(carrier) => self.ready.push_back((self.now + DELAY, carrier)),
                     Output::Stop(carrier) => self.ready.retain(|(_, c)| *c != carrier),
-                    Output::Send { carrier, padded: true, .. } if self.narrow && carrier == Carrier::Udp => {}
-                    Output::Send { carrier, datagram, .. } if self.passes[index(carrier)] => {
+                    Output::Send {
+                        carrier,
+                        padded: true,
+                        ..
+                    } if self.narrow && carrier == Carrier::Udp => {}
+                    Output::Send {
+                        carrier, datagram, ..
+                    } if self.passes[index(carrier)] => {
                         self.relay(carrier, &datagram);
                     }
                     Output::Send { .. } => {}
@@ -572,7 +641,12 @@ mod tests {
             let answer = self.under_way.iter().map(|a| a.0).min();
             let ready = self.ready.iter().map(|r| r.0).min();
             let timeout = self.leg.poll_timeout(self.activity);
-            let next = [answer, ready, timeout].into_iter().flatten().min().unwrap_or(end).min(end);
+            let next = [answer, ready, timeout]
+                .into_iter()
+                .flatten()
+                .min()
+                .unwrap_or(end)
+                .min(end);
             self.now = self.now.max(next);
             if let Some(at) = self.under_way.iter().position(|a| a.0 <= self.now) {
                 let (_, carrier, datagram) = self.under_way.remove(at).unwrap();
@@ -624,7 +698,9 @@ mod tests {
     fn websocket_is_taken_where_udp_is_blocked_and_left_when_it_passes_again() {
         let mut world = World::new();
         world.passes = [false, true];
-        world.until(secs(1), "WebSocket in use", |w| w.leg.active() == Some(Carrier::WebSocket));
+        world.until(secs(1), "WebSocket in use", |w| {
+            w.leg.active() == Some(Carrier::WebSocket)
+        });
         world.run(secs(120));
         assert_eq!(world.leg.active(), Some(Carrier::WebSocket));
         world.passes = [true, true];
@@ -653,7 +729,9 @@ mod tests {
         world.run(secs(5));
         world.passes = [false, true];
         world.activity.waiting_since = Some(world.now);
-        let took = world.until(secs(3), "WebSocket in use", |w| w.leg.active() == Some(Carrier::WebSocket));
+        let took = world.until(secs(3), "WebSocket in use", |w| {
+            w.leg.active() == Some(Carrier::WebSocket)
+        });
         assert!(took <= secs(3), "{took:?}");
         assert!(!world.silent);
     }
@@ -663,7 +741,9 @@ mod tests {
     fn a_narrow_path_of_udp_is_never_taken() {
         let mut world = World::new();
         world.narrow = true;
-        world.until(secs(1), "WebSocket in use", |w| w.leg.active() == Some(Carrier::WebSocket));
+        world.until(secs(1), "WebSocket in use", |w| {
+            w.leg.active() == Some(Carrier::WebSocket)
+        });
         world.run(secs(1000));
         assert_eq!(world.used, [Carrier::WebSocket]);
         world.narrow = false;
@@ -676,9 +756,15 @@ mod tests {
         world.run(secs(5));
         world.narrow = true;
         world.run(secs(60));
-        assert_eq!(world.used, [Carrier::Udp], "small datagrams pass, and nothing else is needed");
+        assert_eq!(
+            world.used,
+            [Carrier::Udp],
+            "small datagrams pass, and nothing else is needed"
+        );
         world.activity.waiting_since = Some(world.now);
-        world.until(secs(3), "WebSocket in use", |w| w.leg.active() == Some(Carrier::WebSocket));
+        world.until(secs(3), "WebSocket in use", |w| {
+            w.leg.active() == Some(Carrier::WebSocket)
+        });
         assert!(!world.silent);
     }
 
@@ -734,7 +820,9 @@ mod tests {
         world.leg.handle_control(world.now, Carrier::Udp, &forged);
         world.drain();
         assert_eq!(world.ended, None);
-        world.leg.handle_control(world.now, Carrier::Udp, &ended.encode(&key()));
+        world
+            .leg
+            .handle_control(world.now, Carrier::Udp, &ended.encode(&key()));
         world.drain();
         assert_eq!(world.ended, Some(Code::PolicyChanged));
         assert_eq!(world.leg.poll_timeout(Activity::default()), None);
@@ -749,8 +837,16 @@ mod tests {
         let took = world.until(secs(1), "bound again", |w| w.bound.unwrap().1 > before);
         assert!(took <= DELAY * 3, "{took:?}");
         world.run(secs(60));
-        assert_eq!(world.leg.active(), Some(Carrier::Udp), "WebSocket is not needed where UDP works");
-        assert_eq!(world.used, [Carrier::Udp; 2], "whoever sends is told of the way afterwards too");
+        assert_eq!(
+            world.leg.active(),
+            Some(Carrier::Udp),
+            "WebSocket is not needed where UDP works"
+        );
+        assert_eq!(
+            world.used,
+            [Carrier::Udp; 2],
+            "whoever sends is told of the way afterwards too"
+        );
     }
 
     #[test]
@@ -761,7 +857,10 @@ mod tests {
         world.leg.handle_network_change(world.now);
         let took = world.until(secs(1), "UDP in use again", |w| w.used.len() == 2);
         assert!(took <= DELAY * 3, "{took:?}");
-        assert!(!world.elsewhere, "the bind that answers the challenge went before");
+        assert!(
+            !world.elsewhere,
+            "the bind that answers the challenge went before"
+        );
         world.run(secs(60));
         assert_eq!(world.used, [Carrier::Udp; 2]);
     }

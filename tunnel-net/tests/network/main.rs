@@ -32,12 +32,18 @@ impl World {
         let relay = hosts[0].run(async move { Relay::start(at, tls).await }).await;
         let leg = async |host: &Host, role| {
             let (addr, tls) = (relay.addr.clone(), fleet.api_client());
-            host.run(async move { Relay::leg(&addr, role, tls, carriers) }).await
+            host.run(async move { Relay::leg(&addr, role, tls, carriers) })
+                .await
         };
         let source = leg(&hosts[1], Role::Source).await;
         let destination = leg(&hosts[2], Role::Destination).await;
         let ends = fleet.connect(source, destination).await;
-        Self { lab, ends, relay, _hosts: hosts }
+        Self {
+            lab,
+            ends,
+            relay,
+            _hosts: hosts,
+        }
     }
 }
 

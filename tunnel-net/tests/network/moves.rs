@@ -57,7 +57,10 @@ async fn pauses(world: &mut World, event: impl FnOnce(&mut World)) -> [Duration;
     tokio::time::sleep(time / 4).await;
     tokio::task::block_in_place(|| event(world));
     let [operator, device] = watches;
-    let longest = [in_time("received", operator).await.unwrap(), in_time("received", device).await.unwrap()];
+    let longest = [
+        in_time("received", operator).await.unwrap(),
+        in_time("received", device).await.unwrap(),
+    ];
     drop((up, down));
     longest
 }
@@ -68,15 +71,32 @@ async fn a_session_goes_on_at_once_after_a_move() {
         return;
     }
     for (v6, addresses) in [
-        (false, [("laptop", "203.0.113.11"), ("device", "203.0.113.21"), ("laptop", "203.0.113.12")]),
-        (true, [("laptop", "2001:db8:2::11"), ("laptop", "2001:db8:2::12"), ("device", "2001:db8:2::21")]),
+        (
+            false,
+            [
+                ("laptop", "203.0.113.11"),
+                ("device", "203.0.113.21"),
+                ("laptop", "203.0.113.12"),
+            ],
+        ),
+        (
+            true,
+            [
+                ("laptop", "2001:db8:2::11"),
+                ("laptop", "2001:db8:2::12"),
+                ("device", "2001:db8:2::21"),
+            ],
+        ),
     ] {
         let mut world = World::start(&plan(v6, DELAY_MS), Try::Both, |_| {}).await;
         for (host, address) in addresses {
             let address = address.parse().unwrap();
             let pauses = pauses(&mut world, |world| world.lab.move_host(host, address)).await;
             let bound = ROUND_TRIP * 2 + Duration::from_millis(100);
-            assert!(pauses.iter().all(|pause| *pause <= bound), "{host} to {address}: {pauses:?}");
+            assert!(
+                pauses.iter().all(|pause| *pause <= bound),
+                "{host} to {address}: {pauses:?}"
+            );
         }
         assert_eq!(world.ends.source.state().borrow().active, Some(Carrier::Udp));
     }
@@ -103,14 +123,24 @@ async fn a_machine_that_was_nowhere_goes_on_when_it_is_back() {
     let old = "203.0.113.10/32";
     world.lab.ip("laptop", &["address", "delete", old, "dev", "wan0"]);
     let mut state = world.ends.source.state();
-    in_time("silence", state.wait_for(|state| state.silent)).await.unwrap();
+    in_time("silence", state.wait_for(|state| state.silent))
+        .await
+        .unwrap();
     let back = Instant::now();
     tokio::task::block_in_place(|| {
         world.lab.ip("laptop", &["address", "add", old, "dev", "wan0"]);
-        world.lab.ip("laptop", &["route", "replace", "default", "dev", "wan0"]);
+        world
+            .lab
+            .ip("laptop", &["route", "replace", "default", "dev", "wan0"]);
     });
-    in_time("heard again", state.wait_for(|state| !state.silent)).await.unwrap();
-    assert!(back.elapsed() < ROUND_TRIP * 2 + Duration::from_millis(100), "{:?}", back.elapsed());
+    in_time("heard again", state.wait_for(|state| !state.silent))
+        .await
+        .unwrap();
+    assert!(
+        back.elapsed() < ROUND_TRIP * 2 + Duration::from_millis(100),
+        "{:?}",
+        back.elapsed()
+    );
     pauses(&mut world, |_| {}).await;
 }
 
@@ -125,8 +155,13 @@ async fn what_others_do_to_the_network_disturbs_nothing() {
     let before = world.relay.binds();
     let pauses = pauses(&mut world, |world| {
         for _ in 0..5 {
-            world.lab.ip("laptop", &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
-            world.lab.ip("laptop", &["address", "add", "172.17.0.1/16", "dev", "veth0"]);
+            world.lab.ip(
+                "laptop",
+                &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"],
+            );
+            world
+                .lab
+                .ip("laptop", &["address", "add", "172.17.0.1/16", "dev", "veth0"]);
             world.lab.ip("laptop", &["link", "set", "veth0", "up"]);
             world.lab.ip("laptop", &["link", "delete", "veth0"]);
         }
@@ -151,7 +186,10 @@ async fn the_kernel_tells_of_changes() {
     let quiet = tokio::time::timeout(Duration::from_millis(50), changes.changed()).await;
     assert!(quiet.is_err(), "nothing has changed");
 
-    lab.ip("laptop", &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
+    lab.ip(
+        "laptop",
+        &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"],
+    );
     assert_eq!(in_time("an interface", changes.changed()).await, Sign::Changed);
     assert_eq!(from(&host).await, Some(lab.address("laptop")));
     lab.move_host("laptop", "203.0.113.11".parse().unwrap());

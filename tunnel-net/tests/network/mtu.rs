@@ -59,7 +59,11 @@ async fn a_path_may_become_narrow_under_a_session() {
     }
     let mut world = World::start(&plan(false, 5), Try::Both, |_| {}).await;
     bulk(&world).await;
-    assert!(world.ends.operator.stats().path.current_mtu > 1400, "{:?}", world.ends.operator.stats().path);
+    assert!(
+        world.ends.operator.stats().path.current_mtu > 1400,
+        "{:?}",
+        world.ends.operator.stats().path
+    );
     world.lab.set("laptop", &["mtu=1280", "pmtud=false"]);
     bulk(&world).await;
     assert_eq!(active(&world), [Some(Carrier::Udp); 2]);

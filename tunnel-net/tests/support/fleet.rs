@@ -39,8 +39,13 @@ impl Fleet {
             let key = KeyPair::generate().unwrap();
             let request = CertificateRequest::from_pem(&request(&key).unwrap()).unwrap();
             let hour = Duration::from_secs(3600);
-            let issued = authority.issue(&request, &identity, SystemClock.now(), hour, [serial; 16]).unwrap();
-            (identity, Credentials::load(&issued.chain_pem, &key.to_pem()).unwrap())
+            let issued = authority
+                .issue(&request, &identity, SystemClock.now(), hour, [serial; 16])
+                .unwrap();
+            (
+                identity,
+                Credentials::load(&issued.chain_pem, &key.to_pem()).unwrap(),
+            )
         };
         let trust = Arc::new(Trust::from_pem(&made.root_pem).unwrap());
         Self {
@@ -63,8 +68,12 @@ impl Fleet {
 
     /// Connects the two ends over their legs.
     pub(crate) async fn connect(&self, source: Leg, destination: Leg) -> Connected {
-        let server_tls =
-            tls::tunnel_server(&self.ends, &self.device.1, self.operator.0.clone(), self.operator.1.key_hash());
+        let server_tls = tls::tunnel_server(
+            &self.ends,
+            &self.device.1,
+            self.operator.0.clone(),
+            self.operator.1.key_hash(),
+        );
         let mut server = quinn::ServerConfig::with_crypto(tls::quic_server(server_tls));
         server.transport_config(quic::agent_transport(16));
         let endpoint = destination.accept_endpoint(server);
@@ -75,6 +84,11 @@ impl Fleet {
         let accepting = async { endpoint.accept().await.unwrap().await.unwrap() };
         let both = async { tokio::join!(async { connecting.await.unwrap() }, accepting) };
         let (operator, device) = in_time("connected", both).await;
-        Connected { operator, device, source, destination }
+        Connected {
+            operator,
+            device,
+            source,
+            destination,
+        }
     }
 }

@@ -67,9 +67,15 @@ impl Lab {
     /// Runs `ip` on a host.
     pub(crate) fn ip(&self, host: &str, arguments: &[&str]) {
         let mut command = std::process::Command::new("ip");
-        command.args(["-netns", &self.plan.namespace(host)]).args(arguments);
+        command
+            .args(["-netns", &self.plan.namespace(host)])
+            .args(arguments);
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// Returns how many packets were too large for a host's link.
@@ -86,7 +92,13 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        world::remove(&self.plan.names().map(|name| self.plan.namespace(name)).collect::<Vec<_>>());
+        world::remove(
+            &self
+                .plan
+                .names()
+                .map(|name| self.plan.namespace(name))
+                .collect::<Vec<_>>(),
+        );
     }
 }
 
@@ -104,11 +116,18 @@ impl Host {
         let (started, start) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             sys::enter_netns(&path).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             started.send(runtime.handle().clone()).unwrap();
             let _ = runtime.block_on(ended);
         });
-        Self { runtime: start.recv().unwrap(), end: Some(end), thread: Some(thread) }
+        Self {
+            runtime: start.recv().unwrap(),
+            end: Some(end),
+            thread: Some(thread),
+        }
     }
 
     /// Does something on the host.

@@ -57,11 +57,21 @@ impl Relay {
         let forwarder = Forwarder::new(udp);
         let binds = forwarder.binds.clone();
         let task = AbortOnDropHandle::new(tokio::task::spawn(forwarder.run(tcp, tls, closes)));
-        Self { addr, close, binds, _task: task }
+        Self {
+            addr,
+            close,
+            binds,
+            _task: task,
+        }
     }
 
     /// Opens an end's leg; must be called where that end is.
-    pub(crate) fn leg(addr: &ServerAddr, role: Role, websocket_tls: Arc<rustls::ClientConfig>, carriers: Try) -> Leg {
+    pub(crate) fn leg(
+        addr: &ServerAddr,
+        role: Role,
+        websocket_tls: Arc<rustls::ClientConfig>,
+        carriers: Try,
+    ) -> Leg {
         let config = LegConfig {
             server: addr.clone(),
             proven: None,
@@ -100,10 +110,21 @@ impl Forwarder {
         for role in [Role::Source, Role::Destination] {
             assert!(circuits.admit(CIRCUIT, role, leg_key(role)));
         }
-        Self { udp, circuits, roles: HashMap::new(), websockets: HashMap::new(), binds: Arc::default() }
+        Self {
+            udp,
+            circuits,
+            roles: HashMap::new(),
+            websockets: HashMap::new(),
+            binds: Arc::default(),
+        }
     }
 
-    async fn run(mut self, tcp: TcpListener, tls: Arc<rustls::ServerConfig>, mut closes: mpsc::Receiver<Code>) {
+    async fn run(
+        mut self,
+        tcp: TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        mut closes: mpsc::Receiver<Code>,
+    ) {
         let (arrived, mut arrivals) = mpsc::channel(QUEUE);
         let mut connections = JoinSet::new();
         let mut buffer = vec![0; 65_536];
@@ -192,13 +213,16 @@ async fn serve(
 ) {
     tcp.set_nodelay(true).unwrap();
     let Ok(stream) = tls.accept(tcp).await else { return };
+    #[allow(clippy::result_large_err, reason = "the library's callback has this form")]
     let answer = |_: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
         let protocol = defaults::CARRIER_PROTOCOL.parse().unwrap();
         response.headers_mut().insert("Sec-WebSocket-Protocol", protocol);
         Ok(response)
     };
     let config = Some(websocket::config());
-    let Ok(stream) = tokio_tungstenite::accept_hdr_async_with_config(stream, answer, config).await else { return };
+    let Ok(stream) = tokio_tungstenite::accept_hdr_async_with_config(stream, answer, config).await else {
+        return;
+    };
     let (mut sink, mut source) = stream.split();
     loop {
         tokio::select! {

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 pub(crate) fn without_namespaces(test: &str) -> bool {
     let there = rustix::process::geteuid().is_root() && PathBuf::from("/dev/net/tun").exists();
     if !there {
-        say(&format!("skipped: {test} needs root, network namespaces and /dev/net/tun"));
+        say(&format!(
+            "skipped: {test} needs root, network namespaces and /dev/net/tun"
+        ));
     }
     !there || without_program(test, "ip", "iproute2")
 }
@@ -19,10 +21,15 @@ pub(crate) fn without_namespaces(test: &str) -> bool {
 pub(crate) fn without_program(test: &str, name: &str, package: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    let there = std::env::split_paths(&path).chain(more).any(|dir| dir.join(name).is_file());
+    let there = std::env::split_paths(&path)
+        .chain(more)
+        .any(|dir| dir.join(name).is_file());
     if !there {
         let what = format!("{test} needs `{name}` of the Debian package {package}");
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{what}, and the checks run all tests");
+        assert!(
+            std::env::var("CI").as_deref() != Ok("true"),
+            "{what}, and the checks run all tests"
+        );
         say(&format!("skipped: {what}"));
     }
     !there
