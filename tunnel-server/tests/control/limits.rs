@@ -63,6 +63,21 @@ async fn bodies_of_another_form_are_refused() {
     world.server.shutdown().await;
 }
 
+/// THREATS ENR-10.
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let world = World::new().await;
+    let mut stream = world.api_of_nobody().connect().await.unwrap();
+    let head = "POST /v1/enrol HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    // The connection may break off without a last word; what counts is the answer before.
+    let _ = tokio::time::timeout(SOON, read).await.expect("an answer in time");
+    assert!(answer.contains("E_DEADLINE"), "{answer}");
+    world.server.shutdown().await;
+}
+
 /// THREATS DAT-20.
 #[tokio::test]
 async fn a_head_that_is_too_long_is_refused() {
