@@ -118,6 +118,7 @@ impl Agent {
             state.create()?;
         }
         let enrolled = state.load(&clock)?;
+        let server = options.config.on_the_way(enrolled.server)?;
         let lock = state.lock()?;
         let switch = Switch::new(state.path()).watch();
         let settings = Settings {
@@ -134,7 +135,7 @@ impl Agent {
             options,
             state,
             _lock: lock,
-            server: enrolled.server,
+            server,
             own: enrolled.own,
             credentials: enrolled.credentials,
             clock,
@@ -310,6 +311,15 @@ impl Agent {
         if config.state_dir != self.options.config.state_dir {
             tracing::warn!("`state_dir` is read at the start only");
             config.state_dir.clone_from(&self.options.config.state_dir);
+        }
+        match config.on_the_way(self.server.clone()) {
+            Ok(server) => self.server = server,
+            Err(failure) => {
+                tracing::error!(
+                    why = failure.why,
+                    "the proxy cannot be used; the old one stays in force"
+                );
+            }
         }
         self.options.config = config;
         tracing::info!("configuration read again");

@@ -9,6 +9,7 @@ pub use report::{Finding, Report, Status};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tunnel_net::ServerAddr;
 use tunnel_net::clock::{Clock as _, FloorClock};
 use tunnel_proto::UnixTime;
 
@@ -48,7 +49,8 @@ pub async fn check(loaded: Result<(PathBuf, Config), Failure>, stage: Stage) -> 
     check_access(&mut report, &config);
     let state = StateDir::new(&config.state_dir);
     let clock = std::sync::Arc::new(state.clock());
-    if let Some(enrolled) = check_identity(&mut report, &state, &clock)
+    if let Some(mut enrolled) = check_identity(&mut report, &state, &clock)
+        && check_proxy(&mut report, &config, &mut enrolled.server)
         && stage == Stage::WithServer
     {
         server::check(&mut report, &enrolled, clock).await;
@@ -169,6 +171,24 @@ fn check_identity(report: &mut Report, state: &StateDir, clock: &FloorClock) -> 
         Err(failure) => {
             report.failed("identity", &failure);
             None
+        }
+    }
+}
+
+/// Puts the proxy on the way to the server; says whether the way is known.
+fn check_proxy(report: &mut Report, config: &Config, server: &mut ServerAddr) -> bool {
+    match config.on_the_way(server.clone()) {
+        Ok(found) => {
+            if let Some(proxy) = &found.proxy {
+                let text = format!("`{proxy}` is asked for `{found}`; UDP does not take it");
+                report.ok("proxy", text);
+            }
+            *server = found;
+            true
+        }
+        Err(failure) => {
+            report.failed("proxy", &failure);
+            false
         }
     }
 }

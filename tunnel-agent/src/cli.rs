@@ -145,6 +145,7 @@ fn enrol(global: &Global, code: &str, id: Option<&DeviceId>, replace: bool) -> R
         code: &code,
         id,
         replace,
+        config: &config,
     };
     let enrolled = runtime()?.block_on(enrol::enrol(&asked, &state))?;
     if global.json {

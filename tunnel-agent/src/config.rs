@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use tunnel_net::{ProxyChoice, ServerAddr, files};
+
 use crate::defaults;
 use crate::failure::Failure;
 use crate::policy::LocalPolicy;
@@ -26,6 +28,10 @@ pub struct Config {
     pub policy: LocalPolicy,
     /// Public key files of the device's SSH server; the usual ones if `None`.
     pub host_key_files: Option<Vec<PathBuf>>,
+    /// How the proxy on the way to the server is found.
+    pub proxy: ProxyChoice,
+    /// A private file that names the proxy instead, for one that wants a login.
+    pub proxy_file: Option<PathBuf>,
     /// Where each value that is no default comes from, by its key.
     pub origins: BTreeMap<String, Origin>,
 }
@@ -92,6 +98,25 @@ impl Config {
         })
     }
 
+    /// Puts the proxy on the way to the server, if there is one.
+    ///
+    /// # Errors
+    /// Tells that what names the proxy cannot be used.
+    pub fn on_the_way(&self, server: ServerAddr) -> Result<ServerAddr, Failure> {
+        let from_file;
+        let proxy = match &self.proxy_file {
+            Some(file) => {
+                from_file = read_proxy(file)?;
+                &from_file
+            }
+            None => &self.proxy,
+        };
+        proxy.on_the_way(server).map_err(|error| {
+            let what = format!("could not use the variable `{}`", error.variable);
+            Failure::local(PROXY, what, error.source, "set it to a proxy, or unset it")
+        })
+    }
+
     /// Returns the settings of an empty file: no service at all.
     pub fn empty() -> Self {
         Self {
@@ -104,15 +129,83 @@ impl Config {
                 max_tunnels: defaults::MAX_TUNNELS,
             },
             host_key_files: None,
+            proxy: ProxyChoice::default(),
+            proxy_file: None,
             origins: BTreeMap::new(),
         }
     }
+}
+
+/// The code of a proxy that cannot be used.
+const PROXY: &str = "E_PROXY";
+
+fn read_proxy(file: &Path) -> Result<ProxyChoice, Failure> {
+    let what = || format!("could not use the proxy in `{}`", file.display());
+    let text = files::read_private_text(file).map_err(|error| {
+        let (text, next) = (error.to_string(), "correct the file, or remove `proxy_file`");
+        match text.split_once("; ") {
+            Some((why, next)) => Failure::local(PROXY, what(), why, next),
+            None => Failure::local(PROXY, what(), text, next),
+        }
+    })?;
+    text.parse::<ProxyChoice>().map_err(|error| {
+        Failure::local(
+            PROXY,
+            what(),
+            error,
+            "write one line, as `http://user:password@host:port`",
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::policy::Operators;
+
+    #[test]
+    fn a_proxy_is_read_and_its_login_stands_in_a_private_file_only() {
+        let through = |config: &Config| {
+            let server = config.on_the_way("relay.example:443".parse().unwrap());
+            server.map(|server| server.proxy.map(|proxy| proxy.to_string()))
+        };
+        let config = Config::parse("proxy = \"socks5://proxy.example\"").unwrap();
+        assert_eq!(
+            through(&config).unwrap().as_deref(),
+            Some("socks5://proxy.example:1080")
+        );
+        let config = Config::parse("proxy = \"none\"").unwrap();
+        assert_eq!(through(&config).unwrap(), None);
+        for (text, problem) in [
+            ("proxy = \"http://ana:hunter2@proxy.example\"", "`proxy_file`"),
+            ("proxy = \"https://proxy.example\"", "scheme"),
+            ("proxy = 1", "text"),
+            ("proxy_file = \"relative\"", "absolute path"),
+            ("proxy = \"none\"\nproxy_file = \"/a\"", "not both"),
+        ] {
+            let errors = Config::parse(text).unwrap_err().to_string();
+            assert!(
+                errors.contains(problem) && !errors.contains("hunter2"),
+                "{text}: {errors}"
+            );
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("proxy");
+        files::write_private(&file, b"http://ana:hunter2@proxy.example:3128\n").unwrap();
+        let config = Config::parse(&format!("proxy_file = \"{}\"", file.display())).unwrap();
+        assert_eq!(
+            through(&config).unwrap().as_deref(),
+            Some("http://***@proxy.example:3128")
+        );
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let failure = through(&config).unwrap_err();
+        assert!(failure.next.contains("chmod 600"), "{failure}");
+        files::write_private(&file, b"http://ana:hunter2@").unwrap();
+        let failure = through(&config).unwrap_err();
+        assert!(!failure.to_string().contains("hunter2"), "{failure}");
+    }
 
     const GOOD: &str = r#"
 state_dir = "/tmp/agent"

@@ -16,10 +16,11 @@ use tunnel_proto::ids::hex;
 use tunnel_proto::names::Subject;
 use tunnel_proto::{DeviceId, Identity, UnixTime};
 
+use crate::config::Config;
 use crate::defaults::ENROL_DEADLINE;
 use crate::failure::{Failure, plain};
 use crate::http::{self, HttpError};
-use crate::state::{StateDir, facts_text, file_failure, through_proxy};
+use crate::state::{StateDir, facts_text, file_failure};
 
 /// What is asked for.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct Enrolment<'a> {
     pub id: Option<&'a DeviceId>,
     /// Whether an identity that is there already is given up.
     pub replace: bool,
+    /// The settings, which say how the server is reached.
+    pub config: &'a Config,
 }
 
 /// What came of it.
@@ -81,7 +84,7 @@ pub async fn enrol(asked: &Enrolment<'_>, state: &StateDir) -> Result<Enrolled, 
             "ask for a new code",
         )
     })?;
-    let server = through_proxy(server)?;
+    let server = asked.config.on_the_way(server)?;
     state.create()?;
     let _lock = state.lock()?;
     if state.is_enrolled() && !asked.replace {
@@ -339,6 +342,7 @@ mod tests {
                 code: &code,
                 id: id.as_ref(),
                 replace: false,
+                config: &Config::empty(),
             };
             prove(answer, &asked, &self.key, &self.state.clock())
         }
@@ -427,6 +431,7 @@ mod tests {
             code: &code,
             id: None,
             replace: false,
+            config: &Config::empty(),
         };
         assert_eq!(enrol(&asked, &world.state).await.unwrap_err().code, "E_ENROLLED");
         let asked = Enrolment {

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use rustix::fs::{FlockOperation, flock};
 use toml::de::DeTable;
 use tunnel_certs::{CertError, KeyPair, Peer, Trust};
+use tunnel_net::ServerAddr;
 use tunnel_net::clock::{Clock as _, FloorClock};
 use tunnel_net::files::{self, FileError};
 use tunnel_net::tls::Credentials;
-use tunnel_net::{Proxy, ServerAddr};
 use tunnel_proto::names::Subject;
 use tunnel_proto::{Identity, UnixTime};
 
@@ -182,7 +182,7 @@ impl StateDir {
         }
         let credentials = Credentials::new(chain, key).map_err(|error| self.damaged(&self.chain(), error))?;
         Ok(Enrolled {
-            server: through_proxy(server)?,
+            server,
             trust: Arc::new(trust),
             own,
             credentials,
@@ -240,18 +240,6 @@ pub(crate) fn verify_own(
 
 fn is_device(identity: &Identity) -> bool {
     matches!(identity.subject, Subject::Device(_))
-}
-
-/// Finds the proxy on the way to a server, if the environment names one.
-///
-/// # Errors
-/// Tells that a variable names none that can be used.
-pub(crate) fn through_proxy(server: ServerAddr) -> Result<ServerAddr, Failure> {
-    let proxy = Proxy::from_env(&server.host).map_err(|error| {
-        let what = format!("could not use the variable `{}`", error.variable);
-        Failure::local("E_PROXY", what, error.source, "set it to a proxy, or unset it")
-    })?;
-    Ok(server.with_proxy(proxy))
 }
 
 /// Writes what enrolment learnt.

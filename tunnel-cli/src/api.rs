@@ -59,7 +59,7 @@ impl Api {
 
     /// Returns the address that answered last.
     pub fn proven(&self) -> Option<IpAddr> {
-        self.connection.as_ref().map(|connection| connection.peer().ip())
+        self.connection.as_ref().and_then(Connection::server_ip)
     }
 
     /// Returns the TLS settings, which the WebSocket carrier shares.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tunnel_certs::{CertError, KeyPair, Peer, Trust};
-use tunnel_net::ServerAddr;
 use tunnel_net::clock::{Clock as _, SystemClock};
 use tunnel_net::files::{self, FileError};
 use tunnel_net::tls::{Credentials, Ends};
+use tunnel_net::{ProxyChoice, ServerAddr};
 use tunnel_proto::names::Subject;
 use tunnel_proto::{Code, OperatorName};
 
@@ -40,6 +40,9 @@ pub struct Profile {
     pub server: String,
     /// The UDP port of its relay.
     pub udp_port: u16,
+    /// The proxy on the way to the server, or `none`; without it, as the environment says.
+    #[serde(default)]
+    pub proxy: Option<String>,
 }
 
 /// A login that works as far as this machine can tell.
@@ -135,6 +138,7 @@ impl Home {
             .server
             .parse()
             .map_err(|_| damaged(&self.dir.join(PROFILE)))?;
+        let server = self.on_the_way(server, profile.proxy.as_deref())?;
         let root = self.read(ROOT)?;
         let trust = Trust::from_pem(&root).map_err(|_| damaged(&self.dir.join(ROOT)))?;
         let chain = self.read(CHAIN)?;
@@ -151,6 +155,36 @@ impl Home {
         })
     }
 
+    /// Returns what the profile says of the proxy, for a login that replaces the present one.
+    pub fn proxy(&self) -> Option<String> {
+        let profile = self.read_optional(PROFILE).ok()??;
+        toml::from_str::<Profile>(&profile).ok()?.proxy
+    }
+
+    /// Puts the proxy on the way to the server: the profile's, or else that of the environment.
+    ///
+    /// # Errors
+    /// Tells that what names the proxy cannot be used.
+    pub fn on_the_way(&self, server: ServerAddr, proxy: Option<&str>) -> Result<ServerAddr, Failure> {
+        const WHAT: &str = "could not use the proxy";
+        let choice = match proxy {
+            Some(text) => text.parse().map_err(|error: tunnel_net::proxy::ProxyTextError| {
+                Failure::new(Code::BadRequest, WHAT)
+                    .why(error.to_string())
+                    .next(format!(
+                        "correct `proxy` in `{}`",
+                        self.dir.join(PROFILE).display()
+                    ))
+            })?,
+            None => ProxyChoice::Environment,
+        };
+        choice.on_the_way(server).map_err(|error| {
+            Failure::new(Code::BadRequest, WHAT)
+                .why(format!("in the variable `{}`, {}", error.variable, error.source))
+                .next("set it to a proxy, or unset it")
+        })
+    }
+
     /// Keeps a login. The profile comes last: without it there is no login.
     ///
     /// # Errors
@@ -160,10 +194,15 @@ impl Home {
         self.write(KEY, new.key.to_pem().as_bytes())?;
         self.write(CHAIN, new.chain.as_bytes())?;
         self.write(ROOT, new.root.as_bytes())?;
-        let profile = format!(
-            "server = {:?}\nudp_port = {}\n",
-            new.profile.server, new.profile.udp_port
-        );
+        let Profile {
+            server,
+            udp_port,
+            proxy,
+        } = new.profile;
+        let mut profile = format!("server = {server:?}\nudp_port = {udp_port}\n");
+        if let Some(proxy) = proxy {
+            profile.push_str(&format!("proxy = {proxy:?}\n"));
+        }
         self.write(PROFILE, profile.as_bytes())
     }
 

@@ -1,7 +1,7 @@
 //! One TLS connection to the server's API, and one request after the other on it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl HttpError {
 #[derive(Debug)]
 pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    peer: SocketAddr,
+    server_ip: Option<IpAddr>,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -96,8 +96,7 @@ impl Connection {
         let stream = websocket::connect_tls(server, config)
             .await
             .map_err(|error| connect_error(&error))?;
-        let unreachable = |error: io::Error| HttpError::failed(Code::ServerUnreachable, error.to_string());
-        let peer = stream.get_ref().0.peer_addr().map_err(unreachable)?;
+        let server_ip = websocket::server_ip(server, stream.get_ref().0);
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| request_error(&error))?;
@@ -107,14 +106,14 @@ impl Connection {
         }));
         Ok(Self {
             sender,
-            peer,
+            server_ip,
             _driver: driver,
         })
     }
 
-    /// Returns the address that answered.
-    pub const fn peer(&self) -> SocketAddr {
-        self.peer
+    /// Returns the server's address that answered; a proxy hides it.
+    pub const fn server_ip(&self) -> Option<IpAddr> {
+        self.server_ip
     }
 
     /// Says whether another request can be sent.

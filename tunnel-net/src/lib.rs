@@ -21,4 +21,4 @@ mod dial;
 mod wire;
 
 pub use addr::ServerAddr;
-pub use proxy::Proxy;
+pub use proxy::{Proxy, ProxyChoice};

@@ -4,6 +4,7 @@
 //! world outside. Of HTTP's logins only Basic is spoken: the crate that has NTLM and is maintained (`sspi`) brings RSA
 //! and Kerberos with it.
 
+mod choice;
 mod environment;
 mod http;
 mod refusal;
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 use crate::addr::is_host;
 use crate::dial;
 
+pub use choice::ProxyChoice;
 pub use environment::ProxyVariableError;
 pub(crate) use refusal::plain;
 pub use refusal::{Offers, ProxyError, Refusal};

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use tunnel_net::ProxyChoice;
+
 use super::{Config, Origin};
 use crate::policy::Operators;
 
@@ -17,6 +19,15 @@ pub fn print(config: &Config, file: &Path) -> String {
     out.line("", "max_sessions", &config.policy.max_sessions.to_string());
     out.line("", "max_tunnels", &config.policy.max_tunnels.to_string());
     out.operators("", &config.policy.operators);
+    match (&config.proxy_file, &config.proxy) {
+        (Some(file), _) => out.line("", "proxy_file", &quote(&file.to_string_lossy())),
+        (None, ProxyChoice::Fixed(proxy)) => out.line("", "proxy", &quote(&proxy.to_string())),
+        (None, ProxyChoice::Direct) => out.line("", "proxy", "\"none\""),
+        (None, ProxyChoice::Environment) => {
+            out.text
+                .push_str("# proxy: as `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say  # default\n");
+        }
+    }
     out.table("access");
     out.line("access.", "enabled", &config.access.to_string());
     for (name, service) in &config.policy.services {
@@ -90,7 +101,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_gives_the_same_settings() {
-        let text = "state_dir = \"/srv/agent\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\n";
+        let text = "state_dir = \"/srv/agent\"\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\n";
         let config = Config::parse(text).unwrap();
         let printed = print(&config, Path::new("agent.toml"));
         assert!(
@@ -98,7 +109,7 @@ mod tests {
             "{printed}"
         );
         assert!(
-            printed.contains("allow_operators = [\"ana\"]  # agent.toml:4\n"),
+            printed.contains("allow_operators = [\"ana\"]  # agent.toml:5\n"),
             "{printed}"
         );
         assert!(printed.contains("enabled = true  # default\n"), "{printed}");

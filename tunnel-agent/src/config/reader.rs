@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use tunnel_net::ProxyChoice;
 use tunnel_proto::ServiceName;
 
 use super::{Config, ConfigError, ConfigErrors, Origin};
@@ -57,6 +58,8 @@ impl Reader<'_> {
             "allow_operators",
             "max_sessions",
             "max_tunnels",
+            "proxy",
+            "proxy_file",
             "services",
             "ssh",
             "state_dir",
@@ -68,6 +71,8 @@ impl Reader<'_> {
                 "allow_operators" => self.set(name, value, &mut config.policy.operators, Self::operators),
                 "max_sessions" => self.set(name, value, &mut config.policy.max_sessions, Self::count),
                 "max_tunnels" => self.set(name, value, &mut config.policy.max_tunnels, Self::count),
+                "proxy" => self.set(name, value, &mut config.proxy, Self::proxy),
+                "proxy_file" => self.proxy_file(name, value, config),
                 "services" => self.services(value, config),
                 "ssh" => self.ssh(value, config),
                 "state_dir" => self.set(name, value, &mut config.state_dir, Self::path),
@@ -195,6 +200,33 @@ impl Reader<'_> {
             .filter(|path| path.starts_with('/') && !path.contains('\0'));
         path.map(PathBuf::from)
             .ok_or_else(|| "must be an absolute path, as `\"/var/lib/tunnel-agent\"`".into())
+    }
+
+    fn proxy(&mut self, value: &Value<'_>) -> Result<ProxyChoice, String> {
+        const FORM: &str = "must be a text, as `\"http://proxy.example:3128\"` or `\"none\"`";
+        let text = value.get_ref().as_str().ok_or(FORM)?;
+        let proxy: ProxyChoice = text.parse().map_err(|error| format!("is no proxy: {error}"))?;
+        // Everybody may read this file.
+        if proxy.has_login() {
+            return Err(
+                "holds a login; write it into a file of the agent's user and name that by `proxy_file`"
+                    .into(),
+            );
+        }
+        Ok(proxy)
+    }
+
+    fn proxy_file(&mut self, key: &str, value: &Value<'_>, config: &mut Config) {
+        // A table gives its keys in order, so `proxy` has been seen.
+        if self.origins.contains_key("proxy") {
+            self.error(
+                value.span(),
+                "name the proxy by `proxy` or by `proxy_file`, not both".into(),
+            );
+        }
+        self.set(key, value, &mut config.proxy_file, |reader, value| {
+            reader.path(value).map(Some)
+        });
     }
 
     fn target(&mut self, value: &Value<'_>) -> Result<Option<crate::target::Target>, String> {

@@ -56,6 +56,7 @@ pub async fn login(context: &Context, args: args::Login) -> Result<(), Failure> 
                 .why(error.to_string())
                 .next("ask for a new code")
         })?;
+    let server = context.home.on_the_way(server, context.home.proxy().as_deref())?;
     let pending = pending_name(&text);
     let key = pending_key(context, &pending)?;
     let answer = enrol(&server, &code, &key, args.name.as_ref()).await?;
@@ -176,6 +177,7 @@ fn keep(
     let profile = Profile {
         server: code.server.clone(),
         udp_port: answer.udp_port,
+        proxy: context.home.proxy(),
     };
     let chain = pem::write_chain(&chain);
     context.home.save(&NewLogin {
