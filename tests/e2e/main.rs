@@ -14,6 +14,7 @@ mod latency;
 mod names;
 mod nat;
 mod policy;
+mod proxies;
 mod ssh;
 mod strangers;
 mod tools;

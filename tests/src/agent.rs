@@ -136,7 +136,8 @@ impl Builder {
         let mut enrol = agent.place.command(programs::path("tunnel-agent"));
         enrol
             .args(["enrol", code, "--id", &agent.id, "--state"])
-            .arg(&state);
+            .arg(&state)
+            .envs(agent.variables.iter().map(|(name, value)| (name, value)));
         process::run(&mut enrol, SOON).ok();
         agent
     }
