@@ -67,6 +67,25 @@ async fn dat_08_an_unknown_source_gets_nothing_back() {
     assert_eq!(replies(&bed, &junk).await, Vec::<Vec<u8>>::new());
 }
 
+/// THREATS DAT-08: an answer is as long as what it answers, which shows what the path carries both ways.
+#[tokio::test]
+async fn dat_08_a_padded_bind_is_answered_in_its_own_length() {
+    let mut bed = bed_with("127.0.0.1:0", |config| config.sockets = 1);
+    let (mut source, _destination) = bed
+        .bound(CircuitSpec::new(id(1)), Carrier::Udp, Carrier::Udp)
+        .await;
+    let bind = source.next_bind(0);
+    source.send(&bind::padded(&bind)).await;
+    let answer = source.receive().await;
+    assert_eq!(answer.len(), bind::PADDED_SIZE);
+    let bound = bind::unpadded(&answer).unwrap();
+    assert!(Control::is_authentic(bound, &source.key));
+    assert_eq!(Control::decode(bound).unwrap().kind, Kind::Bound);
+    let bind = source.next_bind(0);
+    source.send(&bind).await;
+    assert_eq!(source.receive().await.len(), bind::SIZE);
+}
+
 /// THREATS DAT-06: packets for a circuit that was closed.
 #[tokio::test]
 async fn dat_06_a_closed_circuit_answers_nothing() {
