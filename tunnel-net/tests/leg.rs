@@ -116,7 +116,7 @@ async fn there_and_back(source: Carrier, destination: Carrier) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_stops_pushes_back_to_the_sender() {
     let (_relay, ends) = connect(Carrier::Udp, Carrier::Udp).await;
-    let (_send, mut recv, served) = session(&ends, |send, recv| {
+    let (_send, _recv, served) = session(&ends, |send, recv| {
         Box::pin(async move {
             let (near, far) = tokio::io::duplex(16 * 1024);
             let (reader, writer) = tokio::io::split(near);
@@ -144,7 +144,6 @@ async fn a_reader_that_stops_pushes_back_to_the_sender() {
         written < 10 << 20,
         "{written} bytes are on the way to a reader that does not read"
     );
-    assert!(recv.read_chunk(1, true).await.unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
