@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 log=$(mktemp) skipped=$(mktemp)
 trap 'rm -f "$log" "$skipped"' EXIT
 
-# The end-to-end tests start the programs, so these are built first, and not once more by the tests themselves.
-cargo build --workspace --bins
+# The end-to-end tests start the programs. Cargo builds them here for their own packages' tests, before the first test
+# of any package runs, so that they need not be built once more.
 status=0
 TUNNEL_E2E_BUILT=1 TUNNEL_E2E_SKIPPED=$skipped \
     cargo test --workspace --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?
