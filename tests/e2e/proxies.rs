@@ -23,14 +23,16 @@ fn start_proxy(world: &World) -> Process {
     let directory = world.fleet.directory().join("proxy");
     std::fs::create_dir(&directory).unwrap();
     let file = directory.join("tinyproxy.conf");
-    std::fs::write(&file, "Port 3128\nTimeout 600\nMaxClients 50\nBasicAuth ana secret\n").unwrap();
+    std::fs::write(
+        &file,
+        "Port 3128\nTimeout 600\nMaxClients 50\nBasicAuth ana secret\n",
+    )
+    .unwrap();
     let place = world.lab.host("proxy");
     let mut command = place.command("tinyproxy");
     let process = Process::start("tinyproxy", command.args(["-d", "-c"]).arg(&file), &directory);
     until("the proxy listens", SOON, || {
-        place
-            .on(|| std::net::TcpStream::connect("127.0.0.1:3128"))
-            .ok()
+        place.on(|| std::net::TcpStream::connect("127.0.0.1:3128")).ok()
     });
     process
 }
