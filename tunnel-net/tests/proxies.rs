@@ -23,7 +23,7 @@ use tunnel_proto::Code;
 async fn serve(config: Arc<rustls::ServerConfig>) -> (SocketAddr, AbortOnDropHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let task = tokio::task::spawn(async move {
+    let task = AbortOnDropHandle::new(tokio::task::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             if let Ok(mut stream) = TlsAcceptor::from(config.clone()).accept(stream).await {
@@ -31,8 +31,8 @@ async fn serve(config: Arc<rustls::ServerConfig>) -> (SocketAddr, AbortOnDropHan
                 stream.write_all(&[byte]).await.unwrap();
             }
         }
-    });
-    (addr, AbortOnDropHandle::new(task))
+    }));
+    (addr, task)
 }
 
 /// A proxy that runs as a program of its own; it ends with this value.

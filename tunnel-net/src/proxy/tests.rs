@@ -26,8 +26,9 @@ where
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let task = tokio::task::spawn(async move { service(listener.accept().await.unwrap().0).await });
-    (addr.to_string(), AbortOnDropHandle::new(task))
+    let answer = async move { service(listener.accept().await.unwrap().0).await };
+    let task = AbortOnDropHandle::new(tokio::task::spawn(answer));
+    (addr.to_string(), task)
 }
 
 fn proxy(text: &str) -> Proxy {
