@@ -14,11 +14,12 @@ const DENIED: i32 = 3;
 /// How long a cut may take here, where two cores run everything; the figure itself is for the benches.
 const CUT: Duration = Duration::from_secs(2);
 
+/// What is named first ends first, and the directory of all is the fleet's.
 struct Live {
-    fleet: Fleet,
     agent: Agent,
     technician: Operator,
     echo: Service,
+    fleet: Fleet,
 }
 
 fn live() -> Live {

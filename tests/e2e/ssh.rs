@@ -6,6 +6,7 @@ use std::time::Duration;
 use tunnel_e2e::bytes::{noise, sha256_of};
 use tunnel_e2e::operator::ssh_options;
 use tunnel_e2e::process::{run, run_with};
+use tunnel_e2e::skip::Need;
 use tunnel_e2e::sshd::{NEEDS, user};
 use tunnel_e2e::{Fleet, needs};
 
@@ -50,6 +51,24 @@ fn standard_input_reaches_the_remote_command_and_its_end_too() {
         "{}",
         output.said()
     );
+}
+
+#[test]
+fn a_shell_has_a_terminal() {
+    // An sshd that is not root's cannot always hand out terminals.
+    needs!(NEEDS[0], NEEDS[1], Need::Root);
+    let fleet = Fleet::on_loopback();
+    let sshd = fleet.sshd("sshd");
+    let _agent = fleet.link(fleet.device("pump-17").sshd(&sshd));
+    let mut command = fleet.admin.ssh_command("pump-17", &sshd, &["-tt"], &[]);
+    let output = run_with(
+        &mut command,
+        b"tty; echo $((6 * 7)); exit 3\n",
+        Duration::from_secs(30),
+    );
+    assert_eq!(output.code, 3, "{}", output.said());
+    let text = output.text();
+    assert!(text.contains("/dev/pts/") && text.contains("42"), "{text}");
 }
 
 #[test]

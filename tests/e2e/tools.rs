@@ -12,10 +12,11 @@ use tunnel_e2e::{Agent, Fleet, Sshd, needs};
 const SIZE: usize = 5 << 20;
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// What is named first ends first, and the directory of all is the fleet's.
 struct Set {
-    fleet: Fleet,
-    sshd: Sshd,
     _agent: Agent,
+    sshd: Sshd,
+    fleet: Fleet,
 }
 
 fn set() -> Set {
@@ -129,7 +130,9 @@ fn ansible_pings_the_device() {
     ansible.args(["-e", "ansible_python_interpreter=auto_silent"]);
     ansible
         .env("ANSIBLE_LOCAL_TEMP", set.file("ansible"))
-        .env("ANSIBLE_NOCOLOR", "1");
+        .env("ANSIBLE_NOCOLOR", "1")
+        // An sshd that is not root's cannot always hand out terminals.
+        .env("ANSIBLE_SSH_USETTY", "False");
     let output = run(&mut ansible, PATIENCE);
     assert!(
         output.code == 0 && output.text().contains("\"pong\""),
