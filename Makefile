@@ -22,7 +22,6 @@ test:
 	@bash scripts/test.sh $(ARGS)
 
 bench:
-	cargo build --release --bins
 	cargo run --release -p tunnel-bench -- $(ARGS)
 
 lint:
