@@ -11,6 +11,7 @@ use tunnel_proto::carrier::Carrier;
 use tunnel_proto::defaults;
 
 use crate::addr::ServerAddr;
+use crate::network::{self, Changes};
 use crate::quic;
 use crate::websocket::{self, Pipe, WebSocketError};
 use crate::wire::{PEER, Udp, Wire};
@@ -27,6 +28,7 @@ pub struct Link {
     /// The endpoint, to wait for its last packets.
     pub endpoint: Endpoint,
     _websocket: Option<AbortOnDropHandle<()>>,
+    _follower: AbortOnDropHandle<()>,
 }
 
 /// Tells why no control link came up: both carriers were tried.
@@ -185,7 +187,8 @@ async fn one_over_udp(addr: SocketAddr, config: QuicConfig) -> Result<Link, Atte
     wire.set_udp(Some(Arc::new(Udp::connect(addr).await?)));
     wire.set_active(Carrier::Udp);
     let runtime = Arc::new(quinn::TokioRuntime);
-    let endpoint = Endpoint::new_with_abstract_socket(quic::endpoint_config(), None, wire, runtime)?;
+    let endpoint = Endpoint::new_with_abstract_socket(quic::endpoint_config(), None, wire.clone(), runtime)?;
+    let follower = follow(addr, endpoint.clone(), Some(wire));
     let connection = endpoint
         .connect_with(config, PEER, defaults::SERVER_NAME)?
         .await?;
@@ -195,7 +198,42 @@ async fn one_over_udp(addr: SocketAddr, config: QuicConfig) -> Result<Link, Atte
         server_ip: Some(addr.ip()),
         endpoint,
         _websocket: None,
+        _follower: follower,
     })
+}
+
+/// Takes a link along when this machine gets another address: without that it would be dead until the next keepalive, and
+/// nobody could reach the device. A WebSocket cannot move, so it is ended, and the agent makes a new link at once.
+fn follow(to: SocketAddr, endpoint: Endpoint, udp: Option<Arc<Wire>>) -> AbortOnDropHandle<()> {
+    let mut changes = Changes::listen();
+    let mut from = network::source(to);
+    AbortOnDropHandle::new(tokio::task::spawn(async move {
+        loop {
+            changes.changed().await;
+            let now = network::source(to);
+            // While there is no way at all, the old one may come back.
+            if now.is_none() || now == from {
+                continue;
+            }
+            from = now;
+            tracing::debug!("the way to the server has changed");
+            let Some(wire) = &udp else {
+                endpoint.close(0u32.into(), b"address changed");
+                return;
+            };
+            let moved = match Udp::connect(to).await {
+                Ok(udp) => {
+                    wire.set_udp(Some(Arc::new(udp)));
+                    endpoint.rebind_abstract(wire.clone())
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = moved {
+                tracing::debug!(%error, "no socket at the new address");
+                from = None;
+            }
+        }
+    }))
 }
 
 async fn over_websocket(
@@ -204,7 +242,8 @@ async fn over_websocket(
     tls: Arc<ClientConfig>,
 ) -> Result<Link, AttemptError> {
     let stream = websocket::connect(server, tls).await?;
-    let server_ip = websocket::server_ip(server, stream.get_ref().get_ref().0);
+    let tcp = stream.get_ref().get_ref().0;
+    let (server_ip, next_hop) = (websocket::server_ip(server, tcp), tcp.peer_addr()?);
     let (wire, _, _) = Wire::new();
     let pipe = Pipe::new();
     wire.set_websocket(Some(pipe.clone()));
@@ -230,6 +269,7 @@ async fn over_websocket(
         connection,
         carrier: Carrier::WebSocket,
         server_ip,
+        _follower: follow(next_hop, endpoint.clone(), None),
         endpoint,
         _websocket: Some(task),
     })

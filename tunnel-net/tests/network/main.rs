@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may unwrap")]
 
+mod links;
 mod moves;
 mod mtu;
 #[path = "../support/mod.rs"]

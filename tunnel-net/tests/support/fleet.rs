@@ -66,6 +66,22 @@ impl Fleet {
         Arc::new(tls::api_client(&self.ends, None))
     }
 
+    /// QUIC of the server's end of control links.
+    pub(crate) fn link_server(&self) -> quinn::ServerConfig {
+        let tls = tls::link_server(&self.ends, &self.server, Arc::new(NoRevocations));
+        let mut server = quinn::ServerConfig::with_crypto(tls::quic_server(tls));
+        server.transport_config(quic::link_transport());
+        server
+    }
+
+    /// QUIC of the device's end of its control link.
+    pub(crate) fn link_client(&self) -> quinn::ClientConfig {
+        let tls = tls::link_client(&self.ends, &self.device.1);
+        let mut client = quinn::ClientConfig::new(tls::quic_client(tls));
+        client.transport_config(quic::link_transport());
+        client
+    }
+
     /// Connects the two ends over their legs.
     pub(crate) async fn connect(&self, source: Leg, destination: Leg) -> Connected {
         let server_tls = tls::tunnel_server(
