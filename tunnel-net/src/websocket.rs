@@ -24,7 +24,15 @@ use crate::proxy::ProxyError;
 use crate::{dial, tls};
 
 /// Bytes that wait to be sent at most; then the sender is told to wait (THREATS part 5).
-const QUEUE_BYTES: usize = 256 * 1024;
+///
+/// What waits here goes out in its own order: a keystroke stands behind all of it. More of it makes no transfer faster.
+const QUEUE_BYTES: usize = 64 * 1024;
+
+/// Bytes of datagrams that share a message, which is written before anything else can be.
+const MESSAGE_BYTES: usize = 32 * 1024;
+
+/// Bytes that the kernel takes beyond what TCP may send at the moment, for the same reason. Its own bound is megabytes.
+const UNSENT_BYTES: u32 = 32 * 1024;
 
 /// Messages that wait to be read at most; then TCP pushes back.
 const INBOX_MESSAGES: usize = 4;
@@ -37,6 +45,13 @@ pub fn config() -> WebSocketConfig {
         .max_write_buffer_size(1024 * 1024)
         .max_message_size(Some(defaults::MAX_WS_MESSAGE))
         .max_frame_size(Some(defaults::MAX_WS_MESSAGE))
+}
+
+/// Keeps the kernel from taking more than TCP can soon send: what is taken can no longer be overtaken.
+pub fn keep_little_unsent(stream: &TcpStream) {
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
+        tracing::debug!(%error, "the kernel bounds unsent bytes by itself");
+    }
 }
 
 /// Tells why no WebSocket came up.
@@ -151,6 +166,7 @@ pub async fn connect(
 ) -> Result<WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>, WebSocketError> {
     let refused = |error| WebSocketError::Upgrade(server.to_string(), Box::new(error));
     let stream = connect_tls(server, tls).await?;
+    keep_little_unsent(stream.get_ref().0);
     let uri = format!("wss://{}{}", defaults::SERVER_NAME, defaults::CARRIER_PATH);
     let mut request = uri.into_client_request().map_err(refused)?;
     request.headers_mut().insert(
@@ -213,7 +229,7 @@ impl Pipe {
             if queue
                 .messages
                 .back()
-                .is_none_or(|message| message.len() + length > carrier::FULL)
+                .is_none_or(|message| message.len() + length > MESSAGE_BYTES)
             {
                 queue.messages.push_back(Vec::new());
             }

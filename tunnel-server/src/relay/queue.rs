@@ -1,16 +1,33 @@
 //! What waits to go out over one WebSocket connection: bounded, dropping what comes too late, never making anybody wait.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
-use tunnel_proto::carrier::{self, FULL, PREFIX};
+use tunnel_proto::carrier::{self, PREFIX};
 
 use super::train::{Sent, Train};
 
 /// Bytes that wait at most (THREATS part 5, "per circuit queue").
 pub(super) const LIMIT: usize = 256 * 1024;
+
+/// How long the first in the queue may wait before the ends are made to slow down. On a slow link a queue that is full by
+/// bytes would make a keystroke wait for all of them.
+const LATE: Duration = Duration::from_millis(30);
+
+/// How long the ends need to notice: they miss one datagram in that time, and more in each following one as long as it does
+/// not help (after RFC 8289, CoDel).
+const NOTICE: Duration = Duration::from_millis(100);
+
+/// How long the first in the queue may wait before no more than [`FLOOR`] is taken.
+const TOO_LATE: Duration = Duration::from_millis(200);
+
+/// Bytes that may wait however slow the link is: what an end sends at once at first.
+const FLOOR: usize = 32 * 1024;
+
+/// Bytes of datagrams that share a message, which is written before anything else can be.
+const MESSAGE: usize = 32 * 1024;
 
 /// Room above the limit that only control datagrams may use: a full queue must not hide the end of a circuit.
 const RESERVE: usize = 4 * 1024;
@@ -21,32 +38,57 @@ pub(super) struct Queue(Mutex<Waiting>);
 
 #[derive(Debug, Default)]
 struct Waiting {
-    messages: VecDeque<Vec<u8>>,
+    messages: VecDeque<Waits>,
     bytes: usize,
     writer: Option<Waker>,
+    /// Datagrams that were dropped since the queue was last in time.
+    dropped: u32,
+    /// When the next one may be dropped.
+    patience: Option<Instant>,
+}
+
+/// A message and when its first datagram came.
+#[derive(Debug)]
+struct Waits {
+    message: Vec<u8>,
+    since: Instant,
 }
 
 impl Queue {
     /// Adds the datagrams of a train for which there is room.
     pub(super) fn push(&self, train: Train<'_>) -> Sent {
-        self.add(LIMIT, train)
+        self.push_at(Instant::now(), train)
+    }
+
+    fn push_at(&self, now: Instant, train: Train<'_>) -> Sent {
+        let mut waiting = self.waiting();
+        let late = waiting.late(now);
+        let limit = if late > TOO_LATE { FLOOR } else { LIMIT };
+        let dropped = usize::from(waiting.must_drop(now, late));
+        self.add(waiting, now, limit, train, dropped)
     }
 
     /// Adds a control datagram, also where others find no room.
     pub(super) fn push_control(&self, datagram: &[u8]) {
         if let Some(train) = Train::new(datagram, datagram.len(), None) {
-            self.add(LIMIT + RESERVE, train);
+            self.add(self.waiting(), Instant::now(), LIMIT + RESERVE, train, 0);
         }
     }
 
-    fn add(&self, limit: usize, train: Train<'_>) -> Sent {
-        let mut waiting = self.waiting();
+    fn add(
+        &self,
+        mut waiting: MutexGuard<'_, Waiting>,
+        now: Instant,
+        limit: usize,
+        train: Train<'_>,
+        dropped: usize,
+    ) -> Sent {
         let mut sent = Sent::default();
-        for datagram in train.datagrams() {
+        for datagram in train.datagrams().skip(dropped) {
             if waiting.bytes + datagram.len() + PREFIX > limit {
                 break;
             }
-            waiting.add(datagram, train.bytes.len());
+            waiting.add(now, datagram, train.bytes.len());
             sent += Sent {
                 datagrams: 1,
                 bytes: datagram.len(),
@@ -64,7 +106,7 @@ impl Queue {
     pub(super) fn poll_message(&self, cx: &mut Context<'_>) -> Poll<Vec<u8>> {
         let mut waiting = self.waiting();
         match waiting.messages.pop_front() {
-            Some(message) => {
+            Some(Waits { message, .. }) => {
                 waiting.bytes -= message.len();
                 Poll::Ready(message)
             }
@@ -94,29 +136,52 @@ impl Queue {
         self.waiting().bytes
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Waiting {
-    fn add(&mut self, datagram: &[u8], more: usize) {
+    /// Returns how long the first in the queue has waited.
+    fn late(&self, now: Instant) -> Duration {
+        let first = self.messages.front();
+        first.map_or(Duration::ZERO, |first| now.saturating_duration_since(first.since))
+    }
+
+    /// Says whether a datagram is to be dropped to make the ends slow down.
+    fn must_drop(&mut self, now: Instant, late: Duration) -> bool {
+        if late <= LATE {
+            self.dropped = 0;
+            return false;
+        }
+        if self.patience.is_some_and(|until| now < until) {
+            return false;
+        }
+        self.dropped += 1;
+        self.patience = Some(now + NOTICE.div_f64(f64::from(self.dropped).sqrt()));
+        true
+    }
+
+    fn add(&mut self, now: Instant, datagram: &[u8], more: usize) {
         let needed = datagram.len() + PREFIX;
         let fits = self
             .messages
             .back()
-            .is_some_and(|message| message.len() + needed <= FULL);
+            .is_some_and(|last| last.message.len() + needed <= MESSAGE);
         if !fits {
             // The first message takes what is there; one behind it means that the writer is slow, and it will fill up.
             let room = if self.messages.is_empty() {
-                (more + more / 16 + needed).min(FULL)
+                (more + more / 16 + needed).min(MESSAGE)
             } else {
-                FULL
+                MESSAGE
             };
-            self.messages.push_back(Vec::with_capacity(room.max(needed)));
+            self.messages.push_back(Waits {
+                message: Vec::with_capacity(room.max(needed)),
+                since: now,
+            });
         }
-        if let Some(message) = self.messages.back_mut() {
-            carrier::push(message, datagram);
+        if let Some(last) = self.messages.back_mut() {
+            carrier::push(&mut last.message, datagram);
             self.bytes += needed;
         }
     }
@@ -142,7 +207,7 @@ mod tests {
         }
         let mut seen = 0;
         while let Some(message) = take(&queue) {
-            assert!(message.len() <= FULL);
+            assert!(message.len() <= MESSAGE);
             seen += carrier::datagrams(&message)
                 .inspect(|datagram| assert_eq!(datagram.len(), 1200))
                 .count();
@@ -167,6 +232,41 @@ mod tests {
         assert!(queue.bytes() <= LIMIT + RESERVE);
         queue.clear();
         assert_eq!((queue.bytes(), take(&queue)), (0, None));
+    }
+
+    #[test]
+    fn a_slow_queue_drops_one_by_one_and_sooner_each_time() {
+        let (queue, start) = (Queue::default(), Instant::now());
+        let bytes = [0x40; 1200 * 10];
+        let train = Train::new(&bytes, 1200, None).unwrap();
+        let at = |millis| {
+            queue
+                .push_at(start + Duration::from_millis(millis), train)
+                .datagrams
+        };
+        assert_eq!(
+            [0, 30, 31, 32, 130, 131, 132, 190, 202].map(at),
+            [10, 10, 9, 10, 10, 9, 10, 10, 0]
+        );
+        // What is dropped by then is all that does not fit the floor, and it goes on once the writer has caught up.
+        while take(&queue).is_some() {}
+        assert_eq!([203, 210].map(at), [10, 10]);
+    }
+
+    #[test]
+    fn a_queue_that_stands_still_takes_no_more_than_its_floor() {
+        let (queue, start) = (Queue::default(), Instant::now());
+        let bytes = [0x40; 1200];
+        let train = Train::new(&bytes, 1200, None).unwrap();
+        assert_eq!(queue.push_at(start, train).datagrams, 1);
+        for _ in 0..100 {
+            queue.push_at(start + TOO_LATE * 2, train);
+        }
+        assert!(
+            (FLOOR - 2500..=FLOOR).contains(&queue.bytes()),
+            "{}",
+            queue.bytes()
+        );
     }
 
     #[test]

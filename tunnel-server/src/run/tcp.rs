@@ -86,6 +86,7 @@ impl Front {
     /// Serves one connection to its end.
     async fn serve(self, stream: TcpStream, from: SocketAddr, handshake: Pass, place: Arc<Pass>) {
         let _ = stream.set_nodelay(true);
+        tunnel_net::websocket::keep_little_unsent(&stream);
         let acceptor = TlsAcceptor::from(self.tls.load_full());
         let Ok(Ok(tls)) = tokio::time::timeout(DEADLINE, acceptor.accept(stream)).await else {
             return;
