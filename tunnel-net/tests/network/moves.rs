@@ -17,6 +17,10 @@ const DELAY_MS: u32 = 20;
 /// From end to end and back.
 const ROUND_TRIP: Duration = Duration::from_millis(4 * DELAY_MS as u64);
 
+/// Below this a pause shows that the change was noticed as it happened: by silence alone it takes 800 ms to doubt the path.
+/// What a move costs on an idle machine is a figure, and no condition of a test.
+const AT_ONCE: Duration = Duration::from_millis(700);
+
 /// How often each end sends a little.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -92,9 +96,8 @@ async fn a_session_goes_on_at_once_after_a_move() {
         for (host, address) in addresses {
             let address = address.parse().unwrap();
             let pauses = pauses(&mut world, |world| world.lab.move_host(host, address)).await;
-            let bound = ROUND_TRIP * 2 + Duration::from_millis(100);
             assert!(
-                pauses.iter().all(|pause| *pause <= bound),
+                pauses.iter().all(|pause| *pause <= AT_ONCE),
                 "{host} to {address}: {pauses:?}"
             );
         }
@@ -111,7 +114,10 @@ async fn a_move_over_websocket_is_survived() {
     let address = "203.0.113.11".parse().unwrap();
     // TCP, TLS and the upgrade take three round trips to the relay, and the bind two more.
     let pauses = pauses(&mut world, |world| world.lab.move_host("laptop", address)).await;
-    assert!(pauses.iter().all(|pause| *pause <= ROUND_TRIP * 6), "{pauses:?}");
+    assert!(
+        pauses.iter().all(|pause| *pause <= AT_ONCE + ROUND_TRIP * 3),
+        "{pauses:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,11 +142,7 @@ async fn a_machine_that_was_nowhere_goes_on_when_it_is_back() {
     in_time("heard again", state.wait_for(|state| !state.silent))
         .await
         .unwrap();
-    assert!(
-        back.elapsed() < ROUND_TRIP * 2 + Duration::from_millis(100),
-        "{:?}",
-        back.elapsed()
-    );
+    assert!(back.elapsed() < AT_ONCE, "{:?}", back.elapsed());
     pauses(&mut world, |_| {}).await;
 }
 
