@@ -1,10 +1,11 @@
 # Each target does all of its own set-up. `make demo` and `make test` need a Rust toolchain and nothing else.
 
-.PHONY: help demo demo-stop test bench lint fmt docs deny check
+.PHONY: help demo demo-stop record test bench lint fmt docs deny check
 
 help:
 	@echo 'make demo          a technician gets a shell on a device behind NAT; KEEP=1 leaves it running'
 	@echo 'make demo-stop     ends what KEEP=1 left running'
+	@echo 'make record        records docs/session.cast: a session through a crash, a ban and a move'
 	@echo 'make test          all tests; those that this machine cannot run say so and are counted'
 	@echo 'make bench         the measurements, as a Markdown table; ARGS="..." is passed on'
 	@echo 'make lint          formatting, and lints as errors'
@@ -17,6 +18,9 @@ demo:
 
 demo-stop:
 	@bash scripts/demo.sh stop
+
+record:
+	@bash scripts/record.sh
 
 test:
 	@bash scripts/test.sh $(ARGS)
