@@ -1,7 +1,16 @@
-//! What a circuit may carry: bytes in all, and bytes per second.
+//! What a circuit may carry: bytes in all, bytes per second, and small datagrams per second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+/// Datagrams that a circuit may carry in a second, both ways together, beyond one for each [`BYTES_PER_DATAGRAM`] that it
+/// carries (THREATS DAT-26). No end of ours comes near it by keystrokes and acknowledgements: a flood of smallest datagrams
+/// costs the relay some 150 ms of a core in each second, and no more.
+const SMALL_PER_SEC: u64 = 50_000;
+
+/// Bytes that pay for one datagram more. Data at full rate has 1,200 in each, so that it pays for itself, and for an
+/// acknowledgement of each.
+const BYTES_PER_DATAGRAM: u64 = 600;
 
 /// How much of its rate a circuit may save up: enough for the bursts of a congestion controller.
 const BURST: Duration = Duration::from_millis(250);
@@ -16,6 +25,7 @@ pub(super) struct Budget {
     spent: AtomicU64,
     told: AtomicBool,
     rate: Option<Rate>,
+    small: SmallRate,
 }
 
 /// Whether a train may pass.
@@ -35,17 +45,22 @@ pub(super) enum Spend {
 impl Budget {
     /// Makes the limits of a circuit; what is `None` is not limited.
     pub(super) fn new(max_bytes: Option<u64>, max_bytes_per_sec: Option<u64>) -> Self {
+        let now = Instant::now();
         Self {
             max_bytes,
             spent: AtomicU64::new(0),
             told: AtomicBool::new(false),
-            rate: max_bytes_per_sec.map(|rate| Rate::new(rate, Instant::now())),
+            rate: max_bytes_per_sec.map(|rate| Rate::new(rate, now)),
+            small: SmallRate::new(now),
         }
     }
 
-    /// Spends bytes. Once the limit is passed nothing is allowed any more, however small.
-    pub(super) fn spend(&self, bytes: usize) -> Spend {
+    /// Spends the bytes of some datagrams. Once the limit is passed nothing is allowed any more, however small.
+    pub(super) fn spend(&self, bytes: usize, datagrams: usize) -> Spend {
         let bytes = bytes as u64;
+        if !self.small.spend(bytes, datagrams as u64, Instant::now) {
+            return Spend::TooFast;
+        }
         if let Some(rate) = &self.rate
             && !rate.spend(bytes, Instant::now())
         {
@@ -100,6 +115,52 @@ impl Rate {
     }
 }
 
+/// The same algorithm for datagrams that are too small to pay for themselves: large ones give time back.
+///
+/// Large ones alone cost one load, and no look at the clock.
+#[derive(Debug)]
+struct SmallRate {
+    start: Instant,
+    arrival: AtomicU64,
+}
+
+/// Time that a datagram costs, in nanoseconds.
+const SMALL_COST: u64 = 1_000_000_000 / SMALL_PER_SEC;
+
+impl SmallRate {
+    const fn new(start: Instant) -> Self {
+        Self {
+            start,
+            arrival: AtomicU64::new(0),
+        }
+    }
+
+    fn spend(&self, bytes: u64, datagrams: u64, now: impl FnOnce() -> Instant) -> bool {
+        let paid = bytes / BYTES_PER_DATAGRAM;
+        if paid >= datagrams {
+            let back = (paid - datagrams).saturating_mul(SMALL_COST);
+            // What is in the past is as good as 0, so this only helps who has spent in advance.
+            if back > 0 && self.arrival.load(Ordering::Relaxed) > 0 {
+                let _ = self
+                    .arrival
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |arrival| {
+                        Some(arrival.saturating_sub(back))
+                    });
+            }
+            return true;
+        }
+        let cost = (datagrams - paid).saturating_mul(SMALL_COST);
+        let now = nanos(now().saturating_duration_since(self.start));
+        let latest = now.saturating_add(nanos(BURST));
+        self.arrival
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |arrival| {
+                let next = arrival.max(now).saturating_add(cost);
+                (next <= latest).then_some(next)
+            })
+            .is_ok()
+    }
+}
+
 fn nanos(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -117,23 +178,53 @@ mod tests {
     #[test]
     fn the_byte_limit_is_told_once_and_holds() {
         let budget = Budget::new(Some(1000), None);
-        assert_eq!(budget.spend(600), Spend::Allowed);
-        assert_eq!(budget.spend(400), Spend::Allowed);
-        assert_eq!(budget.spend(1), Spend::UsedUp { first: true });
-        assert_eq!(budget.spend(1), Spend::UsedUp { first: false });
+        assert_eq!(budget.spend(600, 1), Spend::Allowed);
+        assert_eq!(budget.spend(400, 1), Spend::Allowed);
+        assert_eq!(budget.spend(1, 1), Spend::UsedUp { first: true });
+        assert_eq!(budget.spend(1, 1), Spend::UsedUp { first: false });
     }
 
     #[test]
     fn what_does_not_fit_uses_the_limit_up() {
         let budget = Budget::new(Some(1000), None);
-        assert_eq!(budget.spend(1001), Spend::UsedUp { first: true });
-        assert_eq!(budget.spend(1), Spend::UsedUp { first: false });
+        assert_eq!(budget.spend(1001, 1), Spend::UsedUp { first: true });
+        assert_eq!(budget.spend(1, 1), Spend::UsedUp { first: false });
     }
 
     #[test]
     fn a_largest_limit_is_none() {
         let budget = Budget::new(Some(u64::MAX), None);
-        assert_eq!(budget.spend(usize::MAX / 2), Spend::Allowed);
+        assert_eq!(budget.spend(usize::MAX / 2, 1), Spend::Allowed);
+    }
+
+    /// THREATS DAT-26.
+    #[test]
+    fn dat_26_small_datagrams_have_a_rate_and_full_ones_none() {
+        let start = Instant::now();
+        let small = SmallRate::new(start);
+        let mut passed = 0;
+        for millisecond in 0..4_000 {
+            let now = start + Duration::from_millis(millisecond);
+            // A million in a second, in trains of ten.
+            passed += 10 * (0..100).filter(|_| small.spend(40 * 10, 10, || now)).count() as u64;
+            // A keystroke of the same circuit finds no room then; that is between its own two ends.
+        }
+        let (least, most) = (4 * SMALL_PER_SEC, 4 * SMALL_PER_SEC + SMALL_PER_SEC / 4);
+        assert!((least..=most).contains(&passed), "{passed}");
+
+        let full = SmallRate::new(start);
+        for millisecond in 0..1_000 {
+            let now = start + Duration::from_millis(millisecond);
+            // 9.6 Gbit/s of data, and an acknowledgement of each datagram the other way.
+            for _ in 0..100 {
+                assert!(full.spend(1200 * 10, 10, || now), "data at {millisecond} ms");
+                assert!(
+                    full.spend(40 * 10, 10, || now),
+                    "acknowledgements at {millisecond} ms"
+                );
+            }
+            assert!(full.spend(60, 1, || now), "a keystroke at {millisecond} ms");
+        }
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Circuit {
         let Some(_pass) = way.gate.enter() else {
             return Verdict::Done;
         };
-        match self.budget.spend(train.bytes.len()) {
+        match self.budget.spend(train.bytes.len(), train.len()) {
             Spend::Allowed => {}
             Spend::TooFast => {
                 way.count(train, Sent::default());
