@@ -120,7 +120,8 @@ impl Leg {
     ///
     /// # Errors
     /// Fails when the configuration does not fit.
-    pub fn connect(&self, config: quinn::ClientConfig) -> Result<quinn::Connecting, quinn::ConnectError> {
+    pub fn connect(&self, mut config: quinn::ClientConfig) -> Result<quinn::Connecting, quinn::ConnectError> {
+        quic::mark_as_tunnel(&mut config);
         self.endpoint.connect_with(config, PEER, defaults::DEVICE_NAME)
     }
 

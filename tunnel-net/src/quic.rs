@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{
+    ConnectionIdGenerator as _, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+};
 use tunnel_proto::defaults;
 
 /// Bytes of a connection id: 96 random bits, so that ids do not collide and cannot be guessed.
@@ -35,6 +37,14 @@ pub fn endpoint_config() -> EndpointConfig {
     config.grease_quic_bit(false);
     config.cid_generator(|| Box::new(quinn_proto::RandomConnectionIdGenerator::new(CONNECTION_ID_BYTES)));
     config
+}
+
+/// Marks the first packets of an end-to-end connection by the length of their ids: a relay that has not bound the leg yet
+/// does not take them for those of a control link, whose ids are longer, and does not answer in the device's place.
+pub(crate) fn mark_as_tunnel(config: &mut quinn::ClientConfig) {
+    config.initial_dst_cid_provider(Arc::new(|| {
+        quinn_proto::RandomConnectionIdGenerator::new(CONNECTION_ID_BYTES).generate_cid()
+    }));
 }
 
 /// Returns the settings of a control link, for both sides: one stream, small windows, silent unless spoken to.

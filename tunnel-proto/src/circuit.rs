@@ -1,8 +1,9 @@
 //! The circuits of a relay: which leg is bound to which address, and what a bind message changes.
 //!
 //! A circuit is opened and its legs are admitted by the control plane. An admitted leg shows by bind messages where it is:
-//! the first one ties it to the address it came from; a later one from elsewhere is answered with a challenge first, so
-//! that only who hears the relay at the new address moves the leg there. Everything else gets silence and changes nothing.
+//! each that comes from elsewhere than the leg is gets a challenge first, so that only who hears the relay at the new
+//! address moves the leg there. Only where the transport proves the address, as TCP does, the first one ties it at once.
+//! Everything else gets silence and changes nothing.
 //!
 //! Calls leave outputs behind; the caller drains them by [`Circuits::poll_output`] after each.
 
@@ -105,6 +106,48 @@ pub enum OpenError {
     Exists,
 }
 
+/// How many binds were refused, by cause. Whoever sent one got silence, whatever the cause (THREATS I8).
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[non_exhaustive]
+pub struct RefusedBinds {
+    /// They were no bind messages by their form.
+    pub malformed: u64,
+    /// They named a leg that is not admitted, or were not made with its key.
+    pub wrong_key: u64,
+    /// Their counter had been used before.
+    pub old_counter: u64,
+    /// They named a circuit that the relay has never had, or has long forgotten.
+    pub unknown_circuit: u64,
+    /// They named a circuit that has ended.
+    pub ended_tunnel: u64,
+    /// They came from where the other leg of the same circuit is.
+    pub both_ends: u64,
+}
+
+/// Circuits that are remembered after their end, so that binds for them are counted as what they are.
+const MAX_ENDED: usize = 4096;
+
+/// The circuits that ended last.
+#[derive(Debug, Default)]
+struct Ended {
+    known: BTreeSet<CircuitId>,
+    order: VecDeque<CircuitId>,
+}
+
+impl Ended {
+    fn add(&mut self, circuit: CircuitId) {
+        if !self.known.insert(circuit) {
+            return;
+        }
+        self.order.push_back(circuit);
+        if self.order.len() > MAX_ENDED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+}
+
 /// The circuits of one relay.
 #[derive(Debug)]
 pub struct Circuits<A> {
@@ -115,6 +158,8 @@ pub struct Circuits<A> {
     circuits: BTreeMap<CircuitId, Circuit<A>>,
     addresses: BTreeMap<A, (CircuitId, Role)>,
     deadlines: BTreeSet<(Instant, CircuitId)>,
+    ended: Ended,
+    refused: RefusedBinds,
     outputs: VecDeque<Output<A>>,
 }
 
@@ -148,7 +193,10 @@ enum Place<A> {
 
 /// What an authentic bind leads to.
 enum Answer {
-    Silence,
+    /// Silence: the counter was used before.
+    OldCounter,
+    /// Silence: the circuit's other leg is there.
+    BothEnds,
     Challenge,
     Bound,
 }
@@ -163,6 +211,8 @@ impl<A: Address> Circuits<A> {
             circuits: BTreeMap::new(),
             addresses: BTreeMap::new(),
             deadlines: BTreeSet::new(),
+            ended: Ended::default(),
+            refused: RefusedBinds::default(),
             outputs: VecDeque::new(),
         }
     }
@@ -217,6 +267,7 @@ impl<A: Address> Circuits<A> {
         let Some(state) = self.circuits.remove(&circuit) else {
             return false;
         };
+        self.ended.add(circuit);
         if let Some(deadline) = state.deadline {
             self.deadlines.remove(&(deadline, circuit));
         }
@@ -245,10 +296,13 @@ impl<A: Address> Circuits<A> {
 
     /// A datagram came that may be a bind message. Anything but an authentic bind of an admitted leg gets silence.
     ///
-    /// A `doubtful` address is one that might be a relay's: it is challenged even when the leg was never bound, and no
-    /// relay answers a challenge, so that relays are never made to forward to each other (THREATS DAT-11).
+    /// A `doubtful` address is one that anybody could have written on the datagram, as all of UDP are: it is challenged
+    /// even when the leg was never bound. Without that, one spoofed bind would make the relay send to any host that the
+    /// spoofer names, and take what it answers for the leg's (THREATS DAT-10); and since no relay answers a challenge,
+    /// relays are never made to forward to each other (THREATS DAT-11).
     pub fn handle_bind(&mut self, from: A, doubtful: bool, datagram: &[u8]) {
         let Some(bind) = Control::decode(datagram).filter(|bind| bind.kind == Kind::Bind) else {
+            self.refused.malformed += 1;
             return;
         };
         let leg = self
@@ -258,12 +312,20 @@ impl<A: Address> Circuits<A> {
         let key = leg.and_then(|leg| leg.key.as_ref());
         let authentic = Control::is_authentic(datagram, key.unwrap_or(&self.decoy));
         let (Some(leg), Some(key), true) = (leg, key, authentic) else {
+            self.count_unauthentic(&bind);
             self.note_foreign(from);
             return;
         };
         let challenge = self.challenge(&bind, from);
         let (kind, value) = match self.answer(leg, &bind, from, doubtful, challenge) {
-            Answer::Silence => return,
+            Answer::OldCounter => {
+                self.refused.old_counter += 1;
+                return;
+            }
+            Answer::BothEnds => {
+                self.refused.both_ends += 1;
+                return;
+            }
             Answer::Challenge => (Kind::Challenge, challenge),
             Answer::Bound => (Kind::Bound, 0),
         };
@@ -319,6 +381,11 @@ impl<A: Address> Circuits<A> {
         }
     }
 
+    /// Returns how many binds were refused so far.
+    pub const fn refused(&self) -> RefusedBinds {
+        self.refused
+    }
+
     /// Returns how many circuits are open.
     pub fn len(&self) -> usize {
         self.circuits.len()
@@ -332,12 +399,12 @@ impl<A: Address> Circuits<A> {
     /// Decides about an authentic bind of an admitted leg.
     fn answer(&self, leg: &Leg<A>, bind: &Control, from: A, doubtful: bool, challenge: u64) -> Answer {
         if bind.counter < leg.lowest || bind.counter == u64::MAX {
-            return Answer::Silence;
+            return Answer::OldCounter;
         }
         let owner = self.addresses.get(&from).copied();
         if owner == Some((bind.circuit, bind.role.other())) {
             // One address cannot be both ends: it would be sent its own datagrams.
-            return Answer::Silence;
+            return Answer::BothEnds;
         }
         if leg.place == Place::At(from) {
             return Answer::Bound;
@@ -414,6 +481,18 @@ impl<A: Address> Circuits<A> {
         {
             self.deadlines.remove(&(deadline, circuit));
         }
+    }
+
+    /// Counts a bind that no leg has made. The work with its key is done by then, the same for each cause.
+    fn count_unauthentic(&mut self, bind: &Control) {
+        let count = if self.circuits.contains_key(&bind.circuit) {
+            &mut self.refused.wrong_key
+        } else if self.ended.known.contains(&bind.circuit) {
+            &mut self.refused.ended_tunnel
+        } else {
+            &mut self.refused.unknown_circuit
+        };
+        *count += 1;
     }
 
     fn note_foreign(&mut self, from: A) {

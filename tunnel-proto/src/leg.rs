@@ -445,8 +445,8 @@ impl Leg {
             *challenge = control.value;
             probe.next = now + PROBE_PAUSES[0];
             self.send_bind(carrier);
-            if self.afresh {
-                // The relay hears this carrier, and what follows this bind finds the leg bound.
+            if self.afresh || self.active.is_none() {
+                // The relay hears this carrier, and what follows this bind finds the leg bound: no round trip is lost.
                 self.take(now, carrier);
             }
         }
@@ -577,7 +577,8 @@ mod tests {
             }
         }
 
-        /// The relay's rules: a later counter, and a challenge for every other address than the bound one.
+        /// The relay's rules: a later counter, and a challenge for every other address than the bound one, and for the
+        /// first one of UDP.
         fn relay(&mut self, carrier: Carrier, datagram: &[u8]) {
             let control = Control::decode(datagram).unwrap();
             assert!(
@@ -588,9 +589,10 @@ mod tests {
                 return;
             }
             let challenge = 1000 + index(carrier) as u64;
-            let moves = self
-                .bound
-                .is_some_and(|(bound, _)| bound != carrier || self.elsewhere);
+            let moves = match self.bound {
+                Some((bound, _)) => bound != carrier || self.elsewhere,
+                None => carrier == Carrier::Udp,
+            };
             self.last_counter = control.counter;
             let kind = if moves && control.value != challenge {
                 Kind::Challenge

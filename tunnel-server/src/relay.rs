@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tunnel_proto::api::Traffic;
 use tunnel_proto::bind::Role;
 use tunnel_proto::carrier::Carrier;
+use tunnel_proto::circuit::RefusedBinds;
 use tunnel_proto::keys::{LegKey, Secret};
 use tunnel_proto::{CircuitId, Code, defaults};
 
@@ -163,6 +164,8 @@ pub struct RelayStats {
     pub unknown: u64,
     /// Binds that came from a leg's address and were not that leg's.
     pub foreign: u64,
+    /// Binds that were refused, by cause. Nobody was answered.
+    pub refused: RefusedBinds,
 }
 
 /// A running relay. Clones are the same relay; it stops with the last of them, or by [`Relay::shutdown`].

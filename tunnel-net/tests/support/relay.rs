@@ -158,7 +158,8 @@ impl Forwarder {
 
     async fn handle(&mut self, from: SocketAddr, datagram: &[u8]) {
         if let Some(bind) = bind::unpadded(datagram).filter(|_| bind::is_control(datagram)) {
-            self.circuits.handle_bind(from, false, bind);
+            let doubtful = !self.websockets.contains_key(&from);
+            self.circuits.handle_bind(from, doubtful, bind);
             while let Some(output) = self.circuits.poll_output() {
                 match output {
                     Output::Send { to, datagram: answer } if datagram.len() == bind::PADDED_SIZE => {

@@ -281,6 +281,55 @@ fn dat_05_random_ids_and_tags_change_nothing() {
     assert_eq!(state(&circuits), before);
 }
 
+/// A resumed leg with a wrong key, an old counter, a foreign circuit, a tunnel that has ended.
+#[test]
+fn refused_binds_are_counted_by_cause() {
+    let mut circuits = bound();
+    assert_eq!(circuits.refused(), RefusedBinds::default());
+    let wrong_key = bind(Role::Source, 9, 0).encode(&key(id(2), Role::Source));
+    let unknown = Control {
+        circuit: id(9),
+        ..bind(Role::Source, 9, 0)
+    };
+    circuits.handle_bind(ELSEWHERE, true, &wrong_key);
+    circuits.handle_bind(ELSEWHERE, true, &wrong_key[..SIZE - 1]);
+    for (from, refused) in [
+        (ELSEWHERE, unknown),
+        (SOURCE, bind(Role::Source, 5, 0)),
+        (DESTINATION, bind(Role::Source, 9, 0)),
+    ] {
+        assert_eq!(say(&mut circuits, from, refused).kind(), None);
+    }
+    assert_eq!(
+        say(&mut circuits, SOURCE, bind(Role::Source, 9, 0)).kind(),
+        Some(Kind::Bound)
+    );
+    assert!(circuits.close(id(1), Code::PolicyChanged));
+    assert_eq!(drain(&mut circuits).len(), 4);
+    assert_eq!(say(&mut circuits, SOURCE, bind(Role::Source, 10, 0)).kind(), None);
+    let expected = RefusedBinds {
+        malformed: 1,
+        wrong_key: 1,
+        old_counter: 1,
+        unknown_circuit: 1,
+        ended_tunnel: 1,
+        both_ends: 1,
+    };
+    assert_eq!(circuits.refused(), expected);
+}
+
+#[test]
+fn the_memory_of_ended_circuits_is_bounded() {
+    let mut ended = Ended::default();
+    let id = |number: usize| CircuitId::from_bytes((number as u128).to_be_bytes());
+    for number in 0..MAX_ENDED * 2 {
+        ended.add(id(number));
+        ended.add(id(number));
+    }
+    assert_eq!((ended.known.len(), ended.order.len()), (MAX_ENDED, MAX_ENDED));
+    assert!(ended.known.contains(&id(MAX_ENDED)) && !ended.known.contains(&id(MAX_ENDED - 1)));
+}
+
 /// THREATS DAT-06: a circuit that was closed.
 #[test]
 fn dat_06_a_closed_circuit_is_as_unknown_as_any_other() {

@@ -31,6 +31,11 @@ const RESET_PAUSE: Duration = Duration::from_micros(200);
 /// The one QUIC version that links speak (RFC 9000).
 const VERSION: u32 = 1;
 
+/// Length of the destination ids of packets with a long header that can be meant for the endpoint: that of its own ids, or
+/// that which quinn gives to the first packet of a link. Tunnels have ids of 12 bytes: the first packet of one that comes
+/// before its leg is bound is dropped, and sent again by its sender, where a handshake of the endpoint would break it off.
+const LONG_IDS: [u8; 2] = [(RANDOM + TAG) as u8, 20];
+
 /// Least size of a packet with a short header that can be meant for the endpoint (RFC 9000 section 10.3).
 const LEAST_SHORT: usize = 21;
 
@@ -43,8 +48,9 @@ pub(super) fn is_plausible(datagram: &[u8]) -> bool {
     if first & 0x80 == 0 {
         return datagram.len() >= LEAST_SHORT;
     }
-    rest.first_chunk()
-        .is_some_and(|version| u32::from_be_bytes(*version) == VERSION)
+    rest.first_chunk().is_some_and(|&[version @ .., id]: &[u8; 5]| {
+        u32::from_be_bytes(version) == VERSION && LONG_IDS.contains(&id)
+    })
 }
 
 /// Returns the settings of the relay's endpoint.
@@ -191,13 +197,16 @@ mod tests {
     #[test]
     fn only_what_can_be_of_a_link_is_taken() {
         assert!(is_plausible(&[0x40; LEAST_SHORT]));
-        assert!(is_plausible(&[0xc0, 0, 0, 0, 1, 8]));
+        assert!(is_plausible(&[0xc0, 0, 0, 0, 1, 16]));
+        assert!(is_plausible(&[0xc0, 0, 0, 0, 1, 20]));
         for bad in [
             &[][..],
             &[0x40; LEAST_SHORT - 1],
             &[0xc0],
-            &[0xc0, 0, 0, 0, 2, 8],
-            &[0xc0, 0, 0, 0, 0, 8],
+            &[0xc0, 0, 0, 0, 1],
+            &[0xc0, 0, 0, 0, 1, 12],
+            &[0xc0, 0, 0, 0, 2, 20],
+            &[0xc0, 0, 0, 0, 0, 20],
         ] {
             assert!(!is_plausible(bad), "{bad:?}");
         }

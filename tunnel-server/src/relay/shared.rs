@@ -46,6 +46,8 @@ pub(super) struct Shared {
     work: Notify,
     foreign: AtomicU64,
     unknown: AtomicU64,
+    /// Control datagrams of no valid length.
+    malformed: AtomicU64,
 }
 
 /// What only binds and the control plane change.
@@ -115,6 +117,7 @@ impl Shared {
             work: Notify::new(),
             foreign: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
+            malformed: AtomicU64::new(0),
         })
     }
 
@@ -247,8 +250,14 @@ impl Shared {
 
     /// Returns counts of what is not of one circuit.
     pub(super) fn stats(&self) -> RelayStats {
+        let (circuits, mut refused) = {
+            let state = self.state();
+            (state.open.len(), state.machine.refused())
+        };
+        refused.malformed += self.malformed.load(Ordering::Relaxed);
         RelayStats {
-            circuits: self.state().open.len(),
+            circuits,
+            refused,
             connections: self.connections.len(),
             endpoint_dropped: self.inbox.dropped(),
             unknown: self.unknown.load(Ordering::Relaxed),
@@ -260,12 +269,13 @@ impl Shared {
     pub(super) fn handle_control(&self, via: Via<'_>, socket: &Socket, datagram: &[u8]) {
         // Cheapest first: floods of anything else end here, before the lock.
         let Some(bind) = bind::unpadded(datagram) else {
+            self.malformed.fetch_add(1, Ordering::Relaxed);
             return;
         };
         let (from, doubtful) = match via {
             Via::Udp(target) if is_spoofed(target.to) => return,
-            // A relay sends from its own port, and all relays of a fleet have the same.
-            Via::Udp(target) => (target.to, target.to.port() == self.local.port()),
+            // Anybody can write any address on a UDP packet; that of a WebSocket is proved by TCP.
+            Via::Udp(target) => (target.to, true),
             Via::WebSocket(connection) => (connection.address(), false),
         };
         let after = {

@@ -118,18 +118,55 @@ async fn dat_07_a_member_of_one_circuit_is_noted_when_it_tries_another() {
     assert_eq!(bed.relay.traffic(id(2)).unwrap().source_carrier, None);
 }
 
-/// THREATS DAT-11: the source port is the relay's own, as a relay's would be.
+/// THREATS DAT-10, DAT-11: an address is sent nothing but a challenge before it has answered one.
 #[tokio::test]
-async fn dat_11_a_bind_from_a_relays_port_is_challenged() {
-    let mut bed = bed();
-    let relay = bed.relay.local_addr();
-    let (mut source, _) = bed
+async fn dat_10_a_first_bind_over_udp_is_challenged() {
+    let mut bed = bed_with("127.0.0.1:0", |config| config.sockets = 1);
+    let (mut source, mut destination) = bed
         .legs(CircuitSpec::new(id(1)), Carrier::Udp, Carrier::Udp)
         .await;
-    let socket = UdpSocket::bind(("127.0.0.2", relay.port())).await.unwrap();
-    socket.connect(relay).await.unwrap();
-    source.wire = Wire::Udp(socket);
-    let challenge = source.say(0).await;
+    source.bind().await;
+    let challenge = destination.say(0).await;
     assert_eq!(challenge.kind, Kind::Challenge);
-    assert_eq!(source.say(challenge.value).await.kind, Kind::Bound);
+    source.send(&packet(1, 100)).await;
+    destination.send(&packet(2, 100)).await;
+    bed.fleet.handshake(&bed).await;
+    assert_eq!((source.drain(), destination.drain()), (vec![], vec![]));
+    assert_eq!(destination.say(challenge.value).await.kind, Kind::Bound);
+    assert_eq!(destination.receive().await, packet(1, 100));
+}
+
+/// A resumed leg with a wrong key, an old counter, a foreign circuit, a tunnel that has ended: refused, counted, and not
+/// answered with a byte.
+#[tokio::test]
+async fn refused_binds_are_counted_and_not_answered() {
+    let mut bed = bed_with("127.0.0.1:0", |config| config.sockets = 1);
+    let (mut source, _destination) = bed
+        .bound(CircuitSpec::new(id(1)), Carrier::Udp, Carrier::Udp)
+        .await;
+    bed.relay.open(CircuitSpec::new(id(2))).unwrap();
+    let ended = bed.relay.admit(id(2), Role::Source).unwrap();
+    bed.relay.close(id(2), Code::TunnelClosed).unwrap();
+    source.counter -= 1;
+    let old = source.next_bind(0);
+    let refused = [
+        forged(1, Role::Source, &ended),
+        old.to_vec(),
+        forged(3, Role::Source, &source.key),
+        forged(2, Role::Source, &ended),
+        forged(1, Role::Source, &source.key)[1..].to_vec(),
+    ];
+    assert_eq!(replies(&bed, &refused).await, Vec::<Vec<u8>>::new());
+    let counted = bed.relay.stats().refused;
+    assert_eq!(
+        [
+            counted.wrong_key,
+            counted.old_counter,
+            counted.unknown_circuit,
+            counted.ended_tunnel,
+            counted.malformed,
+        ],
+        [1; 5]
+    );
+    assert_eq!(source.say(0).await.kind, Kind::Bound);
 }
