@@ -205,6 +205,24 @@ impl Api {
             .await
     }
 
+    /// Puts a device into quarantine, or disables an operator.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn suspend(&mut self, request: &Suspend) -> Result<Revoked, HttpError> {
+        self.send(Method::POST, "/v1/suspensions", Some(request), ONE)
+            .await
+    }
+
+    /// Releases a device, or enables an operator again.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn lift_suspension(&mut self, request: &Suspend) -> Result<Lifted, HttpError> {
+        self.send(Method::POST, "/v1/suspensions/lift", Some(request), ONE)
+            .await
+    }
+
     /// Shows the policy in force.
     ///
     /// # Errors

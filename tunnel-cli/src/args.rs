@@ -86,6 +86,14 @@ pub enum Command {
     EnrolCode(EnrolCode),
     /// Take the trust in a device or an operator away, at once and for good
     Revoke(Revoke),
+    /// Put a device into quarantine: what leads there is cut, and nothing opens until it is released
+    Quarantine(Suspend<String>),
+    /// Release a device from quarantine
+    Release(Suspend<String>),
+    /// Disable an operator: what it has is cut, and it is let in no more until it is enabled
+    Disable(Suspend<OperatorName>),
+    /// Enable an operator again
+    Enable(Suspend<OperatorName>),
 }
 
 /// `tunnel login`.
@@ -301,6 +309,17 @@ pub struct EnrolCode {
 pub struct Revoke {
     /// `device/ID`, `operator/NAME`, or a SPIFFE id
     pub identity: String,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// `tunnel quarantine`, `tunnel release`, `tunnel disable` and `tunnel enable`.
+#[derive(Debug, Args)]
+pub struct Suspend<T: Clone + Send + Sync + std::str::FromStr<Err: std::error::Error + Send + Sync> + 'static>
+{
+    /// Whom: a device's id, or an operator's name
+    pub name: T,
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,

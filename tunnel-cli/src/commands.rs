@@ -7,6 +7,7 @@ pub mod login;
 pub mod policy;
 pub mod ssh;
 pub mod status;
+pub mod suspension;
 pub mod tunnels;
 
 use jiff::Timestamp;

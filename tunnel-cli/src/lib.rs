@@ -156,6 +156,10 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Audit(args) => commands::audit::audit(context, args).await,
         Command::EnrolCode(args) => commands::access::enrol_code(context, args).await,
         Command::Revoke(args) => commands::access::revoke(context, args).await,
+        Command::Quarantine(args) => commands::suspension::quarantine(context, args).await,
+        Command::Release(args) => commands::suspension::release(context, args).await,
+        Command::Disable(args) => commands::suspension::disable(context, args).await,
+        Command::Enable(args) => commands::suspension::enable(context, args).await,
         Command::Ssh(_) | Command::Scp(_) | Command::SshConfig(_) | Command::Logout => Ok(()),
     }
 }

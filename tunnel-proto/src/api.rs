@@ -91,6 +91,9 @@ pub struct Device {
     pub last_seen: Option<u64>,
     /// When its certificate ends, in seconds since 1970.
     pub cert_expires_at: Option<u64>,
+    /// Whether it is in quarantine: it gets no tunnel.
+    #[serde(default)]
+    pub quarantined: bool,
 }
 
 /// What the server knows of a device's control link.
@@ -276,6 +279,48 @@ pub struct Revoke {
 pub struct Revoked {
     /// How many live tunnels were cut.
     pub tunnels_cut: u64,
+}
+
+/// `POST /v1/suspensions` and `POST /v1/suspensions/lift`: quarantine of a device, or the disabling of an operator.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Suspend {
+    /// The SPIFFE id of a device or an operator.
+    pub identity: String,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Answer of `POST /v1/suspensions/lift`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Lifted {
+    /// Whether there was a suspension.
+    pub lifted: bool,
+}
+
+/// `GET /v1/suspensions`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Suspensions {
+    /// Who is suspended, by identity: devices in quarantine, operators who are disabled.
+    pub members: Vec<SuspendedMember>,
+}
+
+/// A device in quarantine, or an operator who is disabled.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SuspendedMember {
+    /// The SPIFFE id.
+    pub identity: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// By whom.
+    pub by: String,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
 }
 
 /// `POST /v1/policy/check` and `PUT /v1/policy`: a policy set, in Cedar.

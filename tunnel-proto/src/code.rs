@@ -45,6 +45,20 @@ macro_rules! codes {
                 match self { $(Self::$variant => Exit::$exit,)* }
             }
 
+            /// Says whether a tunnel that ends with this code was cut: trust in it ended, and nobody was done with it.
+            pub const fn is_cut(self) -> bool {
+                matches!(
+                    self,
+                    Self::PolicyChanged
+                        | Self::Revoked
+                        | Self::ByteLimit
+                        | Self::Quarantined
+                        | Self::OperatorDisabled
+                        | Self::Cut
+                        | Self::ApprovalWithdrawn
+                )
+            }
+
             /// Reads the stable text; one of a newer version reads as [`Code::Internal`].
             pub fn from_text(text: &str) -> Self {
                 match text { $($text => Self::$variant,)* _ => Self::Internal }
@@ -156,6 +170,17 @@ codes! {
     CertName = 74, "E_CERT_NAME", "the certificate does not name the expected identity", "do not go on: somebody else answers", Denied;
     /// The chain from the certificate to the root is broken.
     CertChain = 75, "E_CERT_CHAIN", "the certificate's chain is not valid", "enrol or log in again", Denied;
+
+    /// The device is in quarantine.
+    Quarantined = 80, "E_QUARANTINED", "the device is in quarantine", "ask the fleet's owner to release it", Denied;
+    /// The operator is disabled.
+    OperatorDisabled = 81, "E_OPERATOR_DISABLED", "this operator is disabled", "ask the fleet's owner to enable it", Denied;
+    /// Somebody with the right to do so cut the tunnel.
+    Cut = 82, "E_CUT", "the tunnel was cut", "ask the fleet's owner before you open a new one", Denied;
+    /// The approval that the tunnel rests on was withdrawn.
+    ApprovalWithdrawn = 83, "E_APPROVAL_WITHDRAWN", "the approval was withdrawn", "ask for a new approval", Denied;
+    /// The device has not heard its server for longer than its owner allows.
+    ServerLost = 84, "E_SERVER_LOST", "the device has not heard its server for longer than its owner allows", "open a new one when the device is back", Unreachable;
 }
 
 /// How a program ends. The table stands in `docs/exit-codes.md`.

@@ -24,6 +24,7 @@ mod enrolment;
 mod error;
 mod input;
 mod status;
+mod suspensions;
 mod tunnels;
 
 #[derive(OpenApi)]
@@ -69,6 +70,8 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(tunnels::end))
         .routes(routes!(admin::make_enrol_code))
         .routes(routes!(admin::revoke))
+        .routes(routes!(suspensions::list, suspensions::suspend))
+        .routes(routes!(suspensions::lift))
         .routes(routes!(admin::policy, admin::replace_policy))
         .routes(routes!(admin::check_policy))
         .routes(routes!(audit::page))

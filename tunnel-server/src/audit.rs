@@ -104,6 +104,34 @@ pub enum Event {
         reason: Option<String>,
         by: String,
     },
+    /// A device was put into quarantine.
+    #[serde(rename = "device.quarantined")]
+    DeviceQuarantined {
+        device: DeviceId,
+        reason: Option<String>,
+        by: String,
+    },
+    /// A device was released from quarantine.
+    #[serde(rename = "device.released")]
+    DeviceReleased {
+        device: DeviceId,
+        reason: Option<String>,
+        by: String,
+    },
+    /// An operator was disabled.
+    #[serde(rename = "operator.disabled")]
+    OperatorDisabled {
+        operator: OperatorName,
+        reason: Option<String>,
+        by: String,
+    },
+    /// An operator was enabled again.
+    #[serde(rename = "operator.enabled")]
+    OperatorEnabled {
+        operator: OperatorName,
+        reason: Option<String>,
+        by: String,
+    },
     /// A device or operator was put into a group or taken out of it.
     #[serde(rename = "group.changed")]
     GroupChanged {

@@ -17,6 +17,7 @@ use tunnel_proto::{Code, Identity, NodeName, OperatorName, UnixTime};
 
 use self::decide::InForce;
 use self::quotas::Quotas;
+use self::suspension::Suspended;
 use self::trust::Revoked;
 use crate::audit::Event;
 use crate::ca::{Keys, random_bytes};
@@ -29,6 +30,7 @@ use crate::tunnels::Tunnels;
 pub(crate) mod decide;
 mod policies;
 pub(crate) mod quotas;
+pub(crate) mod suspension;
 pub(crate) mod trust;
 
 /// The ports that peers are told.
@@ -54,6 +56,7 @@ pub(crate) struct Control {
     pub(crate) store: Store,
     pub(crate) relay: Relay,
     pub(crate) revoked: Arc<Revoked>,
+    pub(crate) suspended: Suspended,
     pub(crate) policy: watch::Sender<Arc<InForce>>,
     pub(crate) tunnels: Tunnels,
     pub(crate) links: Links,

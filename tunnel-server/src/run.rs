@@ -22,6 +22,7 @@ use crate::ca::{Keys, KeysError};
 use crate::config::{Config, DataDir};
 use crate::control::decide::InForce;
 use crate::control::quotas::Quotas;
+use crate::control::suspension::Suspended;
 use crate::control::trust::Revoked;
 use crate::control::{Control, Ports};
 use crate::failure::chain;
@@ -128,6 +129,7 @@ impl Server {
         let store = Store::open(&data.store(), &config.trust_domain).await?;
         let revoked = Arc::new(Revoked::default());
         revoked.add(&store.revoked().await?);
+        let suspended = Suspended::new(store.suspended().await?);
         let policy = load_policy(&store).await?;
         let tls = Tls::load(&keys, &clock, &revoked)?;
 
@@ -149,6 +151,7 @@ impl Server {
             store,
             relay,
             revoked,
+            suspended,
             policy: watch::Sender::new(Arc::new(policy)),
             tunnels: Tunnels::default(),
             links: Links::default(),
@@ -200,6 +203,12 @@ impl Server {
     /// Returns where the relay and the control links are.
     pub const fn udp_addr(&self) -> SocketAddr {
         self.udp
+    }
+
+    /// Returns the middle of everything, for tests of what cannot be seen from outside.
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
     }
 
     /// Waits for a part to end that must not, and returns its name.

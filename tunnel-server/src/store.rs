@@ -11,6 +11,7 @@ mod journal;
 mod records;
 mod rows;
 mod schema;
+pub(crate) mod suspended;
 mod tunnels;
 mod writer;
 
@@ -29,8 +30,8 @@ use tunnel_proto::{Code, TrustDomain};
 
 pub use records::{
     Certificate, Denied, DeviceRecord, Ended, Enrolled, Enrolment, Issue, Makes, Member, NewEnrolCode,
-    NewTunnel, NotOpened, OperatorRecord, PolicyRecord, Redeemed, RevokedSet, SessionRecord, TunnelRecord,
-    TunnelState,
+    NewTunnel, NotOpened, OperatorRecord, PolicyRecord, Redeemed, RevokedSet, SessionRecord, Suspension,
+    TunnelRecord, TunnelState,
 };
 
 /// Operations that may wait for the writer: several batches, so that a burst is taken in and a stuck disk is soon felt.

@@ -4,6 +4,7 @@
 //! order of each step follows from two rules: nothing opens before its decision is durable, and what is cut is cut at the
 //! relay first and written down last.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -14,10 +15,13 @@ use self::table::{Live, Phase, Table};
 mod attach;
 mod end;
 mod open;
-mod reconsider;
+pub(crate) mod reconsider;
 mod recover;
 pub(crate) mod table;
 pub(crate) mod watch;
+
+#[cfg(test)]
+mod tests;
 
 /// The live tunnels, behind a lock that is never held for longer than a look-up.
 #[derive(Debug, Default)]
@@ -25,12 +29,21 @@ pub(crate) struct Tunnels {
     table: Mutex<Table>,
     /// Wakes the task that ends tunnels whose time is over, since another one may be the next.
     deadline_changed: Notify,
+    /// Counts the changes of groups, facts and policies that live tunnels were weighed by.
+    changes: AtomicU64,
+    /// Counts the tunnels that were weighed anew.
+    weighed: AtomicU64,
 }
 
 impl Tunnels {
     /// Returns the table, locked.
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how often what decisions rest on has changed. It changes before the live tunnels are gone through.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
     }
 
     /// Returns a tunnel that this server has in memory.

@@ -124,6 +124,9 @@ fn presence(device: &Device, now: UnixTime) -> String {
             None => "never linked".to_owned(),
         },
     };
+    if device.quarantined {
+        text.push_str(", in quarantine");
+    }
     if !device.access {
         text.push_str(", access off");
     }
@@ -171,6 +174,7 @@ mod tests {
             ssh_host_keys: vec![],
             last_seen: None,
             cert_expires_at: None,
+            quarantined: false,
         }
     }
 

@@ -22,6 +22,10 @@ const COMMANDS: &[&str] = &[
     "audit",
     "enrol-code",
     "revoke",
+    "quarantine",
+    "release",
+    "disable",
+    "enable",
 ];
 
 /// Compares help with the texts beside this file; `TUNNEL_UPDATE_HELP=1` writes them anew.

@@ -50,8 +50,8 @@ impl Conn {
     /// Tells what is wrong with the certificate, or with its holder.
     pub(crate) fn caller(&self, control: &Control) -> Result<Caller, Code> {
         let peer = self.peer.clone().ok_or(Code::Unauthenticated)?;
-        if control.revoked.holds(&peer) {
-            return Err(Code::Revoked);
+        if let Some(why) = control.fallen(&peer) {
+            return Err(why);
         }
         if control.now() >= peer.not_after {
             return Err(Code::CertExpired);

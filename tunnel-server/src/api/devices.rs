@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use serde::Deserialize;
 use tunnel_proto::api::{Device, ErrorBody};
-use tunnel_proto::{Code, DeviceId};
+use tunnel_proto::{Code, DeviceId, Identity};
 use utoipa::IntoParams;
 
 use super::caller::Caller;
@@ -94,6 +94,7 @@ pub(crate) async fn describe(
 /// Joins what is stored of a device with what its control link knows.
 fn shown(control: &Control, device: DeviceRecord) -> Device {
     let link = control.links.get(&device.id);
+    let identity = Identity::device(&control.identity.trust_domain, &device.id);
     let reported = link.as_ref().map(|link| link.report());
     let (services, ssh_host_keys, access) = match reported {
         Some(report) => (report.services, report.ssh_host_keys, report.access),
@@ -112,5 +113,6 @@ fn shown(control: &Control, device: DeviceRecord) -> Device {
             None => device.last_seen.map(|time| time.as_secs()),
         },
         cert_expires_at: Some(device.cert_expires_at.as_secs()),
+        quarantined: control.suspended.code(&identity).is_some(),
     }
 }

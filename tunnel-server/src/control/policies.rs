@@ -9,6 +9,7 @@ use super::Control;
 use super::decide::InForce;
 use crate::audit::Event;
 use crate::policy::{Engine, check};
+use crate::tunnels::reconsider::Touched;
 
 impl Control {
     /// Returns the policy in force.
@@ -81,7 +82,7 @@ impl Control {
             text,
         });
         state.revision = revision;
-        state.tunnels_cut = Some(self.reconsider(by).await?);
+        state.tunnels_cut = Some(self.reconsider(&Touched::All, by).await?);
         Ok(state)
     }
 

@@ -47,8 +47,8 @@ impl Renewals {
                 Err(Code::Limit.into())
             };
         }
-        if control.revoked.holds(&link.peer) {
-            return Err(Code::Revoked.into());
+        if let Some(why) = control.fallen(&link.peer) {
+            return Err(why.into());
         }
         let certificate = control
             .keys

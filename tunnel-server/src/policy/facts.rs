@@ -83,6 +83,12 @@ pub enum Action<'a> {
     ViewAllTunnels,
     /// Ending the tunnels of others.
     CloseAnyTunnel,
+    /// Cutting tunnels, by whom and whereto they lead.
+    Cut,
+    /// Putting devices into quarantine, and releasing them.
+    Quarantine,
+    /// Disabling operators, and enabling them again.
+    DisableOperator,
 }
 
 impl Action<'_> {
@@ -97,6 +103,9 @@ impl Action<'_> {
             Self::Revoke => "revoke",
             Self::ViewAllTunnels => "view-all-tunnels",
             Self::CloseAnyTunnel => "close-any-tunnel",
+            Self::Cut => "cut",
+            Self::Quarantine => "quarantine",
+            Self::DisableOperator => "disable-operator",
         }
     }
 }

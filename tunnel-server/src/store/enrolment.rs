@@ -12,6 +12,7 @@ use tunnel_proto::{Code, Identity, Refusal, TrustDomain, UnixTime};
 
 use super::records::{Certificate, Enrolled, Enrolment, Issue, Makes, NewEnrolCode};
 use super::rows::{bytes, json, key, name, number, secs, time, to_json};
+use super::suspended::suspension_of;
 use super::writer::Write;
 use super::{Store, StoreError};
 use crate::audit::{Event, MemberKind, bounded};
@@ -285,7 +286,10 @@ async fn answered_before(
         .wanted
         .as_deref()
         .is_none_or(|wanted| wanted == id_of(&identity.subject));
-    if !same_id || is_revoked(w, &identity, &newcomer.key).await? {
+    if !same_id
+        || is_revoked(w, &identity, &newcomer.key).await?
+        || suspension_of(w, &identity).await?.is_some()
+    {
         return Ok(None);
     }
     let certificate = Certificate {
@@ -324,6 +328,9 @@ async fn admit(
     };
     if identity_is_revoked(w, &identity).await? {
         return Ok(Err(Code::Revoked.into()));
+    }
+    if let Some(code) = suspension_of(w, &identity).await? {
+        return Ok(Err(code.into()));
     }
     if key_is_revoked(w, &newcomer.key).await? || key_is_of_another(w, &newcomer.key, &identity).await? {
         w.append(&Event::KeyReused {
@@ -497,6 +504,9 @@ async fn renewed(
 ) -> Result<Result<(), Refusal>, StoreError> {
     if is_revoked(w, &identity, &certificate.key).await? {
         return Ok(Err(Code::Revoked.into()));
+    }
+    if let Some(code) = suspension_of(w, &identity).await? {
+        return Ok(Err(code.into()));
     }
     if key_is_of_another(w, &certificate.key, &identity).await? {
         return Ok(Err(Refusal::new(

@@ -198,7 +198,7 @@ impl Store {
     }
 }
 
-async fn is_enrolled(w: &mut Write, member: &Member) -> Result<bool, StoreError> {
+pub(super) async fn is_enrolled(w: &mut Write, member: &Member) -> Result<bool, StoreError> {
     let statement = match member {
         Member::Device(_) => "SELECT 1 FROM devices WHERE id = ?",
         Member::Operator(_) => "SELECT 1 FROM operators WHERE name = ?",

@@ -207,6 +207,17 @@ impl RevokedSet {
     }
 }
 
+/// Trust that was taken away for a time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Suspension {
+    /// Why.
+    pub reason: Option<String>,
+    /// By whom.
+    pub by: String,
+    /// When.
+    pub at: UnixTime,
+}
+
 /// A tunnel that was decided.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NewTunnel {
@@ -246,6 +257,8 @@ pub enum NotOpened {
     },
     /// The operator, the device or one of their keys was revoked meanwhile.
     Revoked,
+    /// The operator was disabled or the device put into quarantine meanwhile, as the code tells.
+    Suspended(Code),
 }
 
 /// A tunnel that was refused.

@@ -270,7 +270,7 @@ async fn a_store_of_a_newer_release_is_refused() {
     fixture.close().await;
     let path = fixture.directory.path().join("store.db");
     let mut connection = schema::options(&path).connect().await.unwrap();
-    sqlx::query("UPDATE _sqlx_migrations SET version = 99")
+    sqlx::query("UPDATE _sqlx_migrations SET version = 99 WHERE version = 1")
         .execute(&mut connection)
         .await
         .unwrap();

@@ -12,6 +12,7 @@ use super::records::{
     Denied, Ended, NewTunnel, NotOpened, Redeemed, SessionRecord, TunnelRecord, TunnelState,
 };
 use super::rows::{bytes, json, key, name, number, secs, signed, time, time_if_any, to_json};
+use super::suspended::suspension_of;
 use super::writer::Write;
 use super::{Store, StoreError};
 use crate::audit::{Event, bounded};
@@ -190,6 +191,11 @@ async fn open(
         || is_revoked(w, &device, &tunnel.device_key).await?
     {
         return Ok(Err(NotOpened::Revoked));
+    }
+    for identity in [&operator, &device] {
+        if let Some(code) = suspension_of(w, identity).await? {
+            return Ok(Err(NotOpened::Suspended(code)));
+        }
     }
     sqlx::query(
         "INSERT INTO tunnels (id, circuit, operator, holder_key, device, device_key, services, reason, source,

@@ -13,6 +13,9 @@ use super::table::{Live, Phase};
 use crate::control::Control;
 use crate::store::StoreError;
 
+/// How long the end of a tunnel that is still being decided may take to be recorded: longer than the store's own patience.
+const RECORD_DEADLINE: Duration = Duration::from_secs(10);
+
 /// A tunnel that carries nothing any more, and whose end is still to be written down.
 #[derive(Debug)]
 pub(crate) struct Cut {
@@ -58,8 +61,10 @@ impl Control {
     /// Returns the code of the first failure; the tunnel has ended all the same.
     pub(crate) async fn record_end(self: &Arc<Self>, cut: Cut, by: &str) -> Result<(), Code> {
         if cut.before == Phase::Deciding {
-            // Whoever decides sees the end when the decision is durable, and records both.
-            return Ok(());
+            // Whoever decides sees the end when the decision is durable, and records both. What is acknowledged is durable,
+            // so that is waited for.
+            let recorded = tokio::time::timeout(RECORD_DEADLINE, cut.live.gone()).await;
+            return recorded.map_err(|_| Code::AuditUnavailable);
         }
         let id = cut.live.facts.id;
         match self.write_end(&cut, by).await {

@@ -143,6 +143,7 @@ impl Control {
     }
 
     async fn try_open(self: &Arc<Self>, caller: &Caller, wish: &Wish) -> Result<OpenedTunnel, Failed> {
+        let changes = self.tunnels.changes();
         let (groups, device) = tokio::join!(self.groups_of(&caller.name), self.store.device(&wish.device));
         let device = device.map_err(|error| self.store_failed(&error))?;
         let asker = Asker::new(caller, groups?, self.now());
@@ -153,6 +154,13 @@ impl Control {
                 return Err(denial.refusal.into());
             }
         };
+        if changes != self.tunnels.changes() {
+            // What was read may be of before a change whose tunnels were gone through already: decide anew.
+            let mut table = self.tunnels.table();
+            let _ = table.end(permitted.live.facts.id, Code::PolicyChanged);
+            table.forget(permitted.live.facts.id);
+            return Err(Failed::Stale(permitted.revision));
+        }
         self.establish(caller, &permitted).await
     }
 
@@ -210,13 +218,17 @@ impl Control {
         device: Option<&DeviceRecord>,
     ) -> Result<(Arc<InForce>, Verdict), Denial> {
         let in_force = self.in_force();
-        if self.revoked.holds(&caller.peer) {
-            return Err(Denial::new(Code::Revoked, &in_force, Verdict::default()));
+        if let Some(why) = self.fallen(&caller.peer) {
+            return Err(Denial::new(why, &in_force, Verdict::default()));
         }
         // A device that the caller may not see is as one that is not there.
         let Some(device) = device.filter(|device| in_force.may_view(asker, device)) else {
             return Err(Denial::new(Code::NotFound, &in_force, Verdict::default()));
         };
+        let identity = Identity::device(&self.identity.trust_domain, &device.id);
+        if let Some(why) = self.suspended.code(&identity) {
+            return Err(Denial::new(why, &in_force, Verdict::default()));
+        }
         let terms = Terms {
             services: &wish.services,
             ttl: wish.lifetime,
@@ -354,6 +366,7 @@ impl Control {
             Ok(Ok(())) => return self.let_legs_come(live).await.map_err(Failed::from),
             Ok(Err(NotOpened::PolicyStale { current })) => Failed::Stale(current),
             Ok(Err(NotOpened::Revoked)) => Code::Revoked.into(),
+            Ok(Err(NotOpened::Suspended(why))) => why.into(),
             Err(error) => self.store_failed(&error).into(),
         };
         // Nothing was written, so nothing is to be ended there; but the device may have accepted.

@@ -1,7 +1,8 @@
 //! Weighing the live tunnels anew when what they were decided by has changed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tunnel_proto::names::GroupName;
 use tunnel_proto::{Code, DeviceId, OperatorName};
@@ -14,6 +15,17 @@ use crate::store::DeviceRecord;
 /// Decisions in a row before other work has its turn.
 const YIELD_EVERY: usize = 32;
 
+/// The tunnels that a change can touch.
+#[derive(Clone, Debug)]
+pub(crate) enum Touched {
+    /// All: the change may be about anything.
+    All,
+    /// Those that lead to these devices.
+    Devices(BTreeSet<DeviceId>),
+    /// Those of these operators.
+    Operators(BTreeSet<OperatorName>),
+}
+
 /// What has been looked up already; many tunnels share few operators and devices.
 #[derive(Debug, Default)]
 struct Known {
@@ -22,13 +34,19 @@ struct Known {
 }
 
 impl Control {
-    /// Cuts every live tunnel that the policy in force does not allow, each at once when that is found, and returns how
-    /// many those were.
+    /// Cuts every live tunnel that a change can touch and the policy in force does not allow, each at once when that is
+    /// found, and returns how many those were. To be called after the change is in the store.
     ///
     /// # Errors
     /// Fails if the store cannot be read; tunnels that were not looked at go on then.
-    pub(crate) async fn reconsider(self: &Arc<Self>, by: &str) -> Result<u64, Code> {
-        let (in_force, live) = (self.in_force(), self.tunnels.table().live());
+    pub(crate) async fn reconsider(self: &Arc<Self>, touched: &Touched, by: &str) -> Result<u64, Code> {
+        // INVARIANT: counted first, and whoever opens stands in the table before it looks at the count: so either it
+        // decides anew, or it is met here (THREATS POL-03, POL-04, TOK-14).
+        self.tunnels.changes.fetch_add(1, Ordering::SeqCst);
+        let (in_force, live) = (self.in_force(), self.tunnels.table().touched(touched));
+        self.tunnels
+            .weighed
+            .fetch_add(live.len() as u64, Ordering::Relaxed);
         let (mut known, mut cuts, mut failed) = (Known::default(), Vec::new(), None);
         for (at, live) in live.iter().enumerate() {
             match self.is_still_allowed(&in_force, &live.facts, &mut known).await {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tunnel_proto::Code;
 use tunnel_proto::bind::Role;
 
+use super::reconsider::Touched;
 use super::table::{Facts, Phase};
 use crate::control::Control;
 use crate::relay::CircuitSpec;
@@ -38,7 +39,9 @@ impl Control {
                 }
             }
         }
-        let cut = self.reload_revoked(BY).await? + self.reconsider(BY).await?;
+        let cut = self.reload_revoked(BY).await?
+            + self.cut_suspended(BY).await
+            + self.reconsider(&Touched::All, BY).await?;
         Ok(recovered - usize::try_from(cut).unwrap_or(recovered).min(recovered))
     }
 

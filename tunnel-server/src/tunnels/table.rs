@@ -14,10 +14,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tunnel_proto::bind::Role;
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::Subject;
 use tunnel_proto::{CircuitId, Code, DeviceId, Identity, OperatorName, ServiceName, TunnelId, UnixTime};
+
+use super::reconsider::Touched;
 
 /// Live tunnels of one operator.
 const MAX_OF_OPERATOR: usize = 1024;
@@ -76,9 +79,16 @@ impl Phase {
 pub(crate) struct Live {
     pub(crate) facts: Facts,
     phase: watch::Sender<Phase>,
+    /// Cancelled when its end is recorded, or it never came to be.
+    gone: CancellationToken,
 }
 
 impl Live {
+    /// Waits until the tunnel's end is recorded, or it never came to be.
+    pub(crate) async fn gone(&self) {
+        self.gone.cancelled().await;
+    }
+
     /// Returns the phase as it is.
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
@@ -131,6 +141,7 @@ impl Table {
         let live = Arc::new(Live {
             facts,
             phase: watch::Sender::new(phase),
+            gone: CancellationToken::new(),
         });
         self.tunnels.insert(
             id,
@@ -192,6 +203,7 @@ impl Table {
         let Some(entry) = self.tunnels.remove(&id) else {
             return;
         };
+        entry.live.gone.cancel();
         let facts = &entry.live.facts;
         self.by_circuit.remove(&facts.circuit);
         self.deadlines.remove(&(facts.deadline, id));
@@ -217,6 +229,27 @@ impl Table {
             .collect()
     }
 
+    /// Returns every tunnel that has not ended and that a change can touch. What is not touched is not looked at.
+    pub(crate) fn touched(&self, touched: &Touched) -> Vec<Arc<Live>> {
+        match touched {
+            Touched::All => self.live(),
+            Touched::Devices(devices) => {
+                self.not_ended(devices.iter().filter_map(|id| self.by_device.get(id)).flatten())
+            }
+            Touched::Operators(names) => self.not_ended(
+                names
+                    .iter()
+                    .filter_map(|name| self.by_operator.get(name))
+                    .flatten(),
+            ),
+        }
+    }
+
+    fn not_ended<'a>(&self, ids: impl Iterator<Item = &'a TunnelId>) -> Vec<Arc<Live>> {
+        let is_live = |live: &Arc<Live>| !matches!(live.phase(), Phase::Ended(_));
+        ids.filter_map(|id| self.get(*id)).filter(is_live).collect()
+    }
+
     /// Returns every tunnel that has not ended and depends on an identity.
     pub(crate) fn of_identity(&self, identity: &Identity) -> Vec<Arc<Live>> {
         let ids = match &identity.subject {
@@ -224,12 +257,7 @@ impl Table {
             Subject::Operator(name) => self.by_operator.get(name),
             Subject::Server(_) => None,
         };
-        let not_ended = |live: &Arc<Live>| !matches!(live.phase(), Phase::Ended(_));
-        ids.into_iter()
-            .flatten()
-            .filter_map(|id| self.get(*id))
-            .filter(not_ended)
-            .collect()
+        self.not_ended(ids.into_iter().flatten())
     }
 
     /// Returns the tunnels whose time is over.

@@ -30,7 +30,13 @@ pub(crate) async fn deadlines(control: Arc<Control>) {
             (now, table.expired(now), table.next_deadline())
         };
         if !expired.is_empty() {
-            control.end_tunnels(expired, Code::TunnelExpired, BY).await;
+            let ended = expired.into_iter();
+            let cuts: Vec<_> = ended
+                .filter_map(|id| control.cut(id, Code::TunnelExpired))
+                .collect();
+            // The next one's time does not wait for a disk.
+            let owner = control.clone();
+            control.spawn(async move { owner.record_ends(cuts, BY).await });
             continue;
         }
         let wait = next.map_or(LISTEN_EVERY, |next| next.saturating_duration_since(now));

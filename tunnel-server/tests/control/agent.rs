@@ -160,6 +160,34 @@ impl Agent {
         .await;
     }
 
+    /// Accepts and attaches whatever is offered, and confirms every end, until the link ends.
+    pub(crate) async fn serve(mut self) {
+        while let Ok(message) = read_message::<FromServer>(&mut self.recv).await {
+            let answers = match message {
+                FromServer::Offer(Offer { tunnel, token, .. }) => vec![
+                    FromAgent::OfferAnswer(OfferAnswer {
+                        tunnel,
+                        refused: None,
+                    }),
+                    FromAgent::Attach(Attach { tunnel, token }),
+                ],
+                FromServer::EndTunnel(EndTunnel { tunnel, reason }) => {
+                    vec![FromAgent::TunnelEnded(TunnelEnded {
+                        tunnel,
+                        reason: reason.code,
+                        sessions: 0,
+                    })]
+                }
+                _ => Vec::new(),
+            };
+            for answer in answers {
+                if write_message(&mut self.send, &answer).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
     /// Has a tunnel asked for and accepts it.
     pub(crate) async fn opened(&mut self, api: &Api, device: &str) -> (Answer, Offer) {
         tokio::join!(api.open(device), self.accept())

@@ -12,5 +12,6 @@ mod leg;
 mod limits;
 mod opening;
 mod restart;
+mod suspension;
 mod trust;
 mod world;

@@ -10,7 +10,7 @@ use crate::agent::Agent;
 use crate::world::World;
 
 /// Every route that needs an operator.
-const ROUTES: [(&str, &str); 13] = [
+const ROUTES: [(&str, &str); 16] = [
     ("GET", "/v1/status"),
     ("GET", "/v1/devices"),
     ("GET", "/v1/devices/pump"),
@@ -22,6 +22,9 @@ const ROUTES: [(&str, &str); 13] = [
     ("GET", "/v1/tunnels/00000000000000000000000000000000/end"),
     ("POST", "/v1/enrol-codes"),
     ("POST", "/v1/revocations"),
+    ("GET", "/v1/suspensions"),
+    ("POST", "/v1/suspensions"),
+    ("POST", "/v1/suspensions/lift"),
     ("PUT", "/v1/policy"),
     ("GET", "/v1/audit"),
 ];
@@ -72,6 +75,9 @@ async fn administration_needs_its_rights() {
     api.post("/v1/revocations", &revoke)
         .await
         .refused(Code::PolicyDeny);
+    for path in ["/v1/suspensions", "/v1/suspensions/lift"] {
+        api.post(path, &revoke).await.refused(Code::PolicyDeny);
+    }
     api.send(Method::PUT, "/v1/policy", Some(&policy))
         .await
         .refused(Code::PolicyDeny);

@@ -1,0 +1,107 @@
+//! What a change makes the server look at again, among many live tunnels.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tunnel_net::clock::{Clock as _, SystemClock};
+use tunnel_proto::keys::KeyHash;
+use tunnel_proto::{CircuitId, Code, TunnelId};
+
+use super::reconsider::Touched;
+use super::table::{Facts, Phase};
+use crate::config::{Config, DataDir};
+use crate::control::Control;
+use crate::init;
+use crate::run::Server;
+
+const DEVICES: usize = 50;
+const OPERATORS: usize = 20;
+
+async fn server(directory: &tempfile::TempDir) -> Server {
+    let config = Config {
+        node: "n1".parse().unwrap(),
+        trust_domain: "fleet.test".parse().unwrap(),
+        address: "127.0.0.1:8443".parse().unwrap(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+    };
+    let data = DataDir::new(directory.path().join("data"));
+    init::init(&data, &config, &"root".parse().unwrap(), SystemClock.now())
+        .await
+        .unwrap();
+    Server::start(&data, config).await.unwrap()
+}
+
+/// Puts one tunnel of each operator to each device into the table.
+fn fill(control: &Control) {
+    let now = Instant::now();
+    for number in 0..DEVICES * OPERATORS {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&(number as u64).to_be_bytes());
+        let facts = Facts {
+            id: TunnelId::from_bytes(id),
+            circuit: CircuitId::from_bytes(id),
+            operator: format!("operator-{}", number % OPERATORS).parse().unwrap(),
+            holder_key: KeyHash::of_spki(b"operator"),
+            certified_at: control.now(),
+            device: format!("device-{}", number / OPERATORS).parse().unwrap(),
+            device_key: KeyHash::of_spki(b"device"),
+            services: vec!["ssh".parse().unwrap()],
+            reason: None,
+            source: Ipv4Addr::LOCALHOST.into(),
+            opened_at: control.now(),
+            expires_at: control.now().after(Duration::from_secs(3600)),
+            deadline: now + Duration::from_secs(3600),
+        };
+        control.tunnels.table().insert(facts, Phase::Open, now).unwrap();
+    }
+}
+
+/// Each cause looks at the tunnels that it can concern, and at no others. Nobody here is enrolled, so whatever is looked
+/// at is cut, and what is left was not looked at.
+#[tokio::test]
+async fn a_change_weighs_what_it_can_touch_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server(&directory).await;
+    let control = server.control();
+    fill(control);
+    let all = DEVICES * OPERATORS;
+    let weighed = || control.tunnels.weighed.load(Ordering::Relaxed);
+    let live = || control.tunnels.table().live().len();
+
+    let device = Touched::Devices(["device-3".parse().unwrap()].into());
+    assert_eq!(control.reconsider(&device, "test").await, Ok(OPERATORS as u64));
+    assert_eq!((weighed(), live()), (OPERATORS as u64, all - OPERATORS));
+
+    // The device's are gone already, and are not looked at again.
+    let operators = Touched::Operators(
+        ["operator-1", "operator-2"]
+            .map(|name| name.parse().unwrap())
+            .into(),
+    );
+    let theirs = 2 * (DEVICES - 1);
+    assert_eq!(control.reconsider(&operators, "test").await, Ok(theirs as u64));
+    assert_eq!(weighed(), (OPERATORS + theirs) as u64);
+
+    let nobody = Touched::Operators(["operator-99".parse().unwrap()].into());
+    assert_eq!(control.reconsider(&nobody, "test").await, Ok(0));
+    assert_eq!(weighed(), (OPERATORS + theirs) as u64);
+    let rest = all - OPERATORS - theirs;
+    assert_eq!(control.reconsider(&Touched::All, "test").await, Ok(rest as u64));
+    assert_eq!((weighed(), live()), (all as u64, 0));
+}
+
+/// THREATS POL-04: what was read before a change is not decided by after it.
+#[tokio::test]
+async fn every_change_is_counted_before_the_live_tunnels_are_gone_through() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server(&directory).await;
+    let control = server.control();
+    let before = control.tunnels.changes();
+    control.reconsider(&Touched::All, "test").await.unwrap();
+    assert!(control.tunnels.changes() > before);
+    fill(control);
+    let id = TunnelId::from_bytes([0; 16]);
+    assert_eq!(control.end_tunnel(id, Code::Cut, "test").await, Ok(true));
+    assert_eq!(control.end_tunnel(id, Code::Cut, "test").await, Ok(false));
+}
