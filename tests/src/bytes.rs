@@ -3,12 +3,15 @@
 use std::fmt::Write;
 use std::path::Path;
 
+/// What the state of the generator grows by for each eight bytes (SplitMix64).
+pub const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Makes bytes that look random and depend on the seed only (SplitMix64).
 pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        state = state.wrapping_add(STEP);
         let mut word = state;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
