@@ -50,6 +50,11 @@ impl Lab {
         self.ask(&["set", link, setting]);
     }
 
+    /// Changes several properties of a link at once.
+    pub fn set_all(&self, link: &str, settings: &[&str]) {
+        self.ask(&[&["set", link], settings].concat());
+    }
+
     /// Stops all traffic of a link, without a word to anybody.
     pub fn cut(&self, link: &str) {
         self.ask(&["cut", link]);

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 pub mod bytes;
+pub mod chaos;
 pub mod checked;
 pub mod fleet;
 pub mod lab;

@@ -17,6 +17,9 @@ use crate::wait::{SOON, until};
 /// Names the carrier that the programs use: `udp`, `websocket` or `auto`.
 pub const CARRIER: &str = "TUNNEL_CARRIER";
 
+/// Set when the CLI is to tell all that it does, for who hunts a fault.
+const VERBOSE: &str = "TUNNEL_E2E_VERBOSE";
+
 /// Somebody who is logged in.
 #[derive(Debug)]
 pub struct Operator {
@@ -61,6 +64,9 @@ impl Operator {
     /// Starts the command line of the CLI.
     pub fn cli(&self, words: &[&str]) -> Command {
         let mut command = self.command("tunnel");
+        if std::env::var_os(VERBOSE).is_some() {
+            command.arg("--verbose");
+        }
         command.args(words);
         command
     }
@@ -188,9 +194,23 @@ impl Operator {
     /// When it does not come up.
     #[track_caller]
     pub fn forward_over(&self, carrier: &str, device: &str, services: &[&str]) -> Forward {
+        self.forward_with(&[(CARRIER, carrier)], device, services)
+    }
+
+    /// Starts `tunnel forward` with variables in its environment.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn forward_with(&self, variables: &[(&str, &str)], device: &str, services: &[&str]) -> Forward {
         let mut command = self.cli(&["--json", "forward", device]);
-        command.args(services).env(CARRIER, carrier);
+        command.args(services).envs(variables.iter().copied());
         Forward::new(Process::start("forward", &mut command, &self.home), services)
+    }
+
+    /// Returns where it is.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Returns the directory of this operator's files.
@@ -314,7 +334,7 @@ fn rows(answer: &Value, field: &str) -> Vec<Value> {
 #[derive(Debug)]
 pub struct Interactive {
     child: std::process::Child,
-    stdout: BufReader<std::process::ChildStdout>,
+    stdout: Option<BufReader<std::process::ChildStdout>>,
 }
 
 impl Interactive {
@@ -332,7 +352,10 @@ impl Interactive {
             .spawn()
             .expect("it starts");
         let stdout = BufReader::with_capacity(1 << 16, child.stdout.take().expect("it is piped"));
-        Self { child, stdout }
+        Self {
+            child,
+            stdout: Some(stdout),
+        }
     }
 
     /// Returns its process id.
@@ -356,8 +379,19 @@ impl Interactive {
     }
 
     /// Returns its standard output.
+    ///
+    /// # Panics
+    /// When it was taken.
     pub fn stdout(&mut self) -> &mut BufReader<std::process::ChildStdout> {
-        &mut self.stdout
+        self.stdout.as_mut().expect("it was not taken")
+    }
+
+    /// Takes its standard output, for another thread.
+    ///
+    /// # Panics
+    /// When it was taken before.
+    pub fn take_stdout(&mut self) -> BufReader<std::process::ChildStdout> {
+        self.stdout.take().expect("it was not taken")
     }
 
     /// Reads one line.
@@ -366,7 +400,7 @@ impl Interactive {
     /// When its output is not text.
     pub fn line(&mut self) -> String {
         let mut line = String::new();
-        self.stdout.read_line(&mut line).expect("text");
+        self.stdout().read_line(&mut line).expect("text");
         line
     }
 
@@ -381,6 +415,20 @@ impl Interactive {
             child.try_wait().expect("a child can be waited for")
         })
         .code()
+    }
+}
+
+impl Interactive {
+    /// Waits for its end; its exit code, or nothing for a signal and for one that goes on.
+    pub fn wait_until(&mut self, deadline: Duration) -> Option<i32> {
+        let start = std::time::Instant::now();
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return status.code(),
+                Ok(None) if start.elapsed() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) | Err(_) => return None,
+            }
+        }
     }
 }
 
