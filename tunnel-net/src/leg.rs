@@ -288,6 +288,10 @@ impl Driver {
                     }
                     self.state.send_modify(|state| state.silent = silent);
                 }
+                Output::Repeat => {
+                    tracing::debug!("the other end is heard again");
+                    self.nudge();
+                }
                 Output::Ended(code) => self.state.send_modify(|state| state.ended = Some(code)),
             }
         }

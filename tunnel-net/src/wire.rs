@@ -463,8 +463,15 @@ impl ActivityClock {
     }
 
     fn received(&self) {
-        self.received.store(self.now(), Ordering::Relaxed);
-        self.waiting_since.store(0, Ordering::Relaxed);
+        let now = self.now();
+        self.received.store(now, Ordering::Relaxed);
+        let since = self.waiting_since.load(Ordering::Relaxed);
+        if since > 0 {
+            self.waiting_since.store(0, Ordering::Relaxed);
+            if now.saturating_sub(since) > OUTAGE {
+                self.began.notify_one();
+            }
+        }
     }
 
     fn read(&self) -> Activity {
@@ -475,6 +482,9 @@ impl ActivityClock {
         }
     }
 }
+
+/// After which wait for data the leg's task is woken by its end, in microseconds.
+const OUTAGE: u64 = tunnel_proto::leg::OUTAGE.as_micros() as u64;
 
 /// How long a leg must have been quiet before its task is woken by the next sending, in microseconds; until then the task
 /// looks by itself.
@@ -537,5 +547,21 @@ mod tests {
         wire.set_active(Carrier::WebSocket);
         assert!(wire.try_send(&transmit).is_ok());
         assert!(wire.activity().waiting_since.is_some());
+    }
+
+    /// The leg's task sleeps while nothing comes; that the outage is over must not wait until it looks.
+    #[tokio::test]
+    async fn the_end_of_an_outage_wakes_the_leg_and_that_of_a_round_trip_does_not() {
+        for (waited, wakes) in [(OUTAGE / 2, false), (OUTAGE * 2, true)] {
+            let clock = ActivityClock {
+                start: Instant::now() - Duration::from_micros(waited),
+                ..ActivityClock::new()
+            };
+            clock.waiting_since.store(1, Ordering::Relaxed);
+            clock.received();
+            assert!(clock.read().waiting_since.is_none());
+            let woken = tokio::time::timeout(Duration::ZERO, clock.began.notified()).await;
+            assert_eq!(woken.is_ok(), wakes, "after {waited} us");
+        }
     }
 }

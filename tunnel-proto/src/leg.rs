@@ -40,6 +40,10 @@ const QUIET_FIRST: Duration = Duration::from_secs(1);
 /// noticed: within 15 seconds.
 const QUIET_MAX: Duration = Duration::from_secs(10);
 
+/// How long data must have waited for the wait to be an outage, and no long way. What is sent again during an outage is
+/// sent more and more seldom, and only the end whose own carrier was gone knows that it is over.
+pub const OUTAGE: Duration = Duration::from_secs(1);
+
 /// First pause before a failed carrier is tried again while there is no other.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 
@@ -81,6 +85,9 @@ pub enum Output {
     Use(Carrier),
     /// Whether the relay is silent has changed.
     Silent(bool),
+    /// The other end is heard again after a long wait: whoever would wait longer and longer before it repeats what was
+    /// lost meanwhile does so at once.
+    Repeat,
     /// The relay says that the circuit has ended.
     Ended(Code),
 }
@@ -123,6 +130,8 @@ pub struct Leg {
     /// The last data that was seen, and how many times the relay has answered in quiet since.
     data_seen: Option<Instant>,
     quiet_answers: u32,
+    /// Since when data waited when that was looked at last.
+    waited_since: Option<Instant>,
     websocket_start: Option<Instant>,
     /// All carriers were given up for a changed network: the first that is confirmed is taken anew, even if it was the
     /// one before.
@@ -148,6 +157,7 @@ impl Leg {
             confirmed: now,
             data_seen: None,
             quiet_answers: 0,
+            waited_since: None,
             websocket_start: None,
             afresh: false,
             silent: false,
@@ -225,7 +235,12 @@ impl Leg {
             self.data_seen = activity.received;
             self.quiet_answers = 0;
             self.confirmed = self.confirmed.max(activity.received.unwrap_or(self.confirmed));
+            let waited = self.waited_since.zip(activity.received);
+            if waited.is_some_and(|(since, received)| received >= since + OUTAGE) {
+                self.outputs.push_back(Output::Repeat);
+            }
         }
+        self.waited_since = activity.waiting_since;
         for carrier in [Carrier::Udp, Carrier::WebSocket] {
             self.continue_probe(now, carrier);
             if matches!(self.slots[index(carrier)], Slot::Off { retry: Some(at) } if now >= at) {
@@ -266,6 +281,57 @@ impl Leg {
     /// Returns the carrier that data takes.
     pub const fn active(&self) -> Option<Carrier> {
         self.active
+    }
+
+    /// Names the first invariant that does not hold.
+    ///
+    /// # Errors
+    /// - L1: a leg that has ended uses no carrier and wants nothing.
+    /// - L2: a leg that has not ended never waits for nothing: a carrier is being set up, or a time is due.
+    /// - L3: a leg that is bound to one carrier uses no other.
+    /// - L4: what was asked and answered has counters that were used, and a probe is no longer than it may be.
+    /// - L5: a carrier that data takes is there, unless the relay is silent or the network has changed.
+    /// - L6: a carrier that is up without being used is being asked about: it is taken soon, or given up.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let in_use = |slot: &Slot| !matches!(slot, Slot::Off { .. });
+        if self.ended {
+            let wants = self
+                .slots
+                .iter()
+                .any(|slot| !matches!(slot, Slot::Off { retry: None }));
+            return if wants { Err("L1") } else { Ok(()) };
+        }
+        let starting = self.slots.iter().any(|slot| matches!(slot, Slot::Starting));
+        if !starting && self.poll_timeout(Activity::default()).is_none() {
+            return Err("L2");
+        }
+        if self
+            .only
+            .is_some_and(|only| in_use(&self.slots[index(other(only))]))
+        {
+            return Err("L3");
+        }
+        let wrong_probe = self.slots.iter().any(|slot| match slot {
+            Slot::Up {
+                probe: Some(probe), ..
+            } => probe.first > self.counter || probe.sent > PROBE_PAUSES.len(),
+            Slot::Up { probe: None, .. } | Slot::Off { .. } | Slot::Starting => false,
+        });
+        if wrong_probe || self.active_counter > self.counter {
+            return Err("L4");
+        }
+        let there = |carrier| matches!(self.slots[index(carrier)], Slot::Up { .. });
+        if self.active.is_some_and(|active| !there(active)) && !self.silent && !self.afresh {
+            return Err("L5");
+        }
+        let idle = |slot: &Slot| matches!(slot, Slot::Up { probe: None, .. });
+        let spare = [Carrier::Udp, Carrier::WebSocket]
+            .into_iter()
+            .filter(|&carrier| self.active != Some(carrier));
+        if spare.into_iter().any(|carrier| idle(&self.slots[index(carrier)])) {
+            return Err("L6");
+        }
+        Ok(())
     }
 
     /// Asks the relay whether it is there when data waits, or when all has been quiet for long.
@@ -391,12 +457,15 @@ impl Leg {
             return;
         }
         self.active_counter = counter;
-        if self.silent {
-            self.silent = false;
+        let was_silent = std::mem::take(&mut self.silent);
+        if was_silent {
             self.outputs.push_back(Output::Silent(false));
         }
         if self.active != Some(carrier) || self.afresh {
             self.take(now, carrier);
+        } else if was_silent {
+            // The other carrier was tried meanwhile.
+            self.settle(now, carrier);
         }
     }
 
@@ -414,6 +483,10 @@ impl Leg {
             Carrier::Udp => {
                 self.failures = [0; 2];
                 self.stop(Carrier::WebSocket, None);
+                if self.counter > self.active_counter {
+                    // A later bind may have led the relay to the carrier that was just given up.
+                    self.begin_probe(now, carrier, false);
+                }
             }
             Carrier::WebSocket => {
                 let failures = &mut self.failures[index(Carrier::Udp)];
@@ -552,6 +625,7 @@ mod tests {
         ready: VecDeque<(Instant, Carrier)>,
         activity: Activity,
         silent: bool,
+        repeats: usize,
         ended: Option<Code>,
         steps: usize,
     }
@@ -572,6 +646,7 @@ mod tests {
                 ready: VecDeque::new(),
                 activity: Activity::default(),
                 silent: false,
+                repeats: 0,
                 ended: None,
                 steps: 0,
             }
@@ -631,6 +706,7 @@ mod tests {
                     Output::Send { .. } => {}
                     Output::Use(carrier) => self.used.push(carrier),
                     Output::Silent(silent) => self.silent = silent,
+                    Output::Repeat => self.repeats += 1,
                     Output::Ended(code) => self.ended = Some(code),
                 }
             }
@@ -662,6 +738,7 @@ mod tests {
                 self.leg.handle_timeout(self.now, self.activity);
             }
             self.drain();
+            assert_eq!(self.leg.check(), Ok(()), "{:?}", self.leg);
         }
 
         /// Runs until the state is there; panics after `limit`. Returns how long it took.
@@ -784,6 +861,24 @@ mod tests {
         assert!(took <= secs(5), "{took:?}");
     }
 
+    /// WebSocket is tried beside a UDP that is silent: whichever answers first, nothing is left over.
+    #[test]
+    fn one_carrier_is_left_when_both_answer_again() {
+        for late in 0..40 {
+            let mut world = World::new();
+            world.run(secs(5));
+            world.passes = [false, false];
+            world.activity.waiting_since = Some(world.now);
+            world.until(secs(3), "silence noticed", |w| w.silent);
+            world.run(Duration::from_millis(late * 25));
+            world.passes = [true, true];
+            world.activity = Activity::default();
+            world.run(secs(40));
+            assert_eq!(world.leg.active(), Some(Carrier::Udp), "{late}");
+            assert_eq!(world.bound.unwrap().0, Carrier::Udp, "{late}");
+        }
+    }
+
     #[test]
     fn an_end_that_only_listens_notices_soon_after_the_last_data() {
         let mut world = World::new();
@@ -805,6 +900,25 @@ mod tests {
         world.passes = [false, false];
         world.activity.waiting_since = Some(world.now);
         world.until(secs(3), "silence noticed", |w| w.silent);
+    }
+
+    /// The other end was away; here everything was well all the time.
+    #[test]
+    fn what_was_lost_is_repeated_when_the_other_end_is_heard_again() {
+        let mut world = World::new();
+        world.run(secs(5));
+        for (wait, repeats) in [(Duration::from_millis(700), 0), (secs(20), 1)] {
+            world.activity.waiting_since = Some(world.now);
+            world.run(wait);
+            world.activity = Activity {
+                received: Some(world.now),
+                waiting_since: None,
+            };
+            world.leg.handle_timeout(world.now, world.activity);
+            world.run(secs(1));
+            assert_eq!(world.repeats, repeats, "after {wait:?}");
+        }
+        assert!(!world.silent, "the relay was there");
     }
 
     #[test]
