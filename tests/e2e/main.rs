@@ -7,6 +7,7 @@ mod backpressure;
 mod blindness;
 mod carriers;
 mod certificates;
+mod chaos;
 mod cut;
 mod durability;
 mod forward;

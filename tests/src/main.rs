@@ -1,10 +1,13 @@
 //! `chaos`: faults under live sessions, scripted or random. It needs the rights of root and network namespaces.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use tunnel_e2e::chaos::matrix::{self, Outcome};
+use tunnel_e2e::chaos::report;
 use tunnel_e2e::chaos::run::{self, Plan};
 
 /// Faults under live sessions that check every byte.
@@ -18,6 +21,21 @@ struct Args {
 enum What {
     /// Random faults, until the time is over or there were enough of them.
     Run(Run),
+    /// Each fault, over each carrier, at each moment of a session.
+    Matrix(Matrix),
+}
+
+#[derive(Debug, clap::Args)]
+struct Matrix {
+    /// A Markdown file between whose marks the table is written; it goes to the standard output without.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// How long a network is cut, in seconds.
+    #[arg(long, default_value_t = 30)]
+    cut: u64,
+    /// What the table says about where it comes from, as the commit and the machine.
+    #[arg(long, default_value = "")]
+    about: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,6 +57,7 @@ struct Run {
 fn main() -> ExitCode {
     match Args::parse().what {
         What::Run(args) => random(&args),
+        What::Matrix(args) => scripted(&args),
     }
 }
 
@@ -64,6 +83,36 @@ fn random(args: &Run) -> ExitCode {
             say(&format!("\nFAILED: {failure}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+fn scripted(args: &Matrix) -> ExitCode {
+    let cells = matrix::run(&matrix::all(Duration::from_secs(args.cut)), &say);
+    let table = matrix::markdown(&cells);
+    let lost = cells
+        .iter()
+        .filter(|cell| matches!(cell.outcome, Outcome::Lost(_)))
+        .count();
+    let text = format!(
+        "{} cells, {lost} sessions lost. {}\n{table}",
+        cells.len(),
+        args.about
+    );
+    let written = match &args.out {
+        Some(path) => report::replace(path, "matrix", &text),
+        None => {
+            say(&text);
+            Ok(())
+        }
+    };
+    if let Err(error) = written {
+        say(&format!("the table could not be written: {error}\n{text}"));
+        return ExitCode::FAILURE;
+    }
+    if lost > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
     }
 }
 

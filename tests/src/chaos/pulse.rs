@@ -9,6 +9,7 @@ pub struct Pulse(Mutex<Beats>);
 
 #[derive(Debug)]
 struct Beats {
+    first: Option<Instant>,
     last: Instant,
     waiting_since: Option<Instant>,
     longest: Duration,
@@ -19,6 +20,7 @@ impl Pulse {
     /// Starts one for which nobody waits yet.
     pub fn new(now: Instant) -> Self {
         Self(Mutex::new(Beats {
+            first: None,
             last: now,
             waiting_since: None,
             longest: Duration::ZERO,
@@ -41,6 +43,7 @@ impl Pulse {
                     beats.waits.push(waited);
                 }
             }
+            beats.first.get_or_insert(now);
             beats.last = now;
             beats.waiting_since = more.then_some(now);
         });
@@ -59,6 +62,11 @@ impl Pulse {
                 .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
             std::mem::take(&mut beats.longest).max(open)
         })
+    }
+
+    /// Returns when something arrived first.
+    pub fn first(&self) -> Option<Instant> {
+        self.with(|beats| beats.first)
     }
 
     /// Returns when something arrived last.

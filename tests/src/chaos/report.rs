@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::chaos::fault::Kind;
@@ -101,6 +103,36 @@ pub fn percentile(values: &[Duration], share: f64) -> Option<Duration> {
 /// Writes seconds, or a dash.
 pub fn seconds(time: Option<Duration>) -> String {
     time.map_or("-".to_owned(), |time| format!("{:.2} s", time.as_secs_f64()))
+}
+
+/// Returns the code in what a program said, or all of it.
+pub fn reason(said: &str) -> String {
+    let code = said
+        .split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
+        .find(|word| word.starts_with("E_"));
+    code.unwrap_or(said).to_owned()
+}
+
+/// Puts text between the marks `<!-- name -->` and `<!-- end name -->` of a file.
+///
+/// # Errors
+/// Fails when the file cannot be read or written, or has no such marks.
+pub fn replace(path: &Path, name: &str, text: &str) -> io::Result<()> {
+    let (start, end) = (format!("<!-- {name} -->"), format!("<!-- end {name} -->"));
+    let whole = std::fs::read_to_string(path)?;
+    let parts = whole
+        .split_once(&start)
+        .and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
+    let Some((before, after)) = parts else {
+        return Err(io::Error::other(format!(
+            "{} has no mark {start}",
+            path.display()
+        )));
+    };
+    std::fs::write(
+        path,
+        format!("{before}{start}\n{}\n{end}{after}", text.trim_end()),
+    )
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::chaos::fault::{Fault, Random, Round, Schedule};
 use crate::chaos::field::{CHECKED, DEVICE, Field, Opener, Target};
-use crate::chaos::report::Summary;
+use crate::chaos::report::{Summary, reason};
 use crate::chaos::service::{Wish, hold};
 use crate::chaos::session::{Session, State, Use};
 use crate::operator::Forward;
@@ -183,14 +183,6 @@ fn guests(opener: Opener<'_>, seed: u64, stop: &AtomicBool, brief: &Mutex<Brief>
             State::Lost(why) => hold(brief).lost = Some(format!("{name} (opened: {opened}): {why}")),
         }
     }
-}
-
-/// Returns the code in what a program said, or all of it.
-fn reason(said: &str) -> String {
-    let code = said
-        .split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
-        .find(|word| word.starts_with("E_"));
-    code.unwrap_or(said).to_owned()
 }
 
 struct Run<'a> {

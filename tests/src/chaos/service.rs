@@ -70,6 +70,11 @@ impl Findings {
         hold(&self.0.wrong).clone()
     }
 
+    /// Takes one of the things that are wrong away.
+    pub fn take_wrong(&self) -> Option<String> {
+        hold(&self.0.wrong).pop()
+    }
+
     /// Returns how many bytes were compared.
     pub fn compared(&self) -> u64 {
         self.0.compared.load(Ordering::Relaxed)

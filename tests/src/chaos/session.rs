@@ -43,6 +43,8 @@ pub struct Shared {
     stop: AtomicBool,
     /// Whether anything has ever come back.
     opened: AtomicBool,
+    /// Whether the pause that it is in is to end.
+    poked: AtomicBool,
     /// The pulse of what comes to the client.
     pub pulse: Pulse,
 }
@@ -147,6 +149,7 @@ impl Session {
             state: Mutex::new(State::Live),
             stop: AtomicBool::new(false),
             opened: AtomicBool::new(false),
+            poked: AtomicBool::new(false),
             pulse: Pulse::new(Instant::now()),
         });
         let of_thread = Arc::clone(&shared);
@@ -174,6 +177,11 @@ impl Session {
             State::Live | State::Done => None,
             State::Refused(why) | State::Lost(why) => Some(format!("{}: {why}", self.name)),
         }
+    }
+
+    /// Ends the pause that it is in.
+    pub fn poke(&self) {
+        self.shared.poked.store(true, Ordering::Relaxed);
     }
 
     /// Asks it to end; [`Session::state`] tells when it has.
@@ -382,7 +390,7 @@ fn count_lines(mut ends: Ends, pause: Duration, shared: &Shared) {
 /// Pauses, and not much longer than until it is to stop.
 fn nap(pause: Duration, shared: &Shared) {
     let start = Instant::now();
-    while start.elapsed() < pause && !shared.stops() {
+    while start.elapsed() < pause && !shared.stops() && !shared.poked.swap(false, Ordering::Relaxed) {
         std::thread::sleep((pause - start.elapsed().min(pause)).min(Duration::from_millis(50)));
     }
 }
