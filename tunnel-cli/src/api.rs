@@ -167,6 +167,14 @@ impl Api {
             .map(drop)
     }
 
+    /// Cuts tunnels of anybody.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn cut(&mut self, request: &CutTunnels) -> Result<CutReport, HttpError> {
+        self.send(Method::POST, "/v1/cuts", Some(request), LIST).await
+    }
+
     /// Waits until a tunnel has ended, and returns why; `None` when the server stopped waiting before.
     ///
     /// # Errors

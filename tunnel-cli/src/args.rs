@@ -77,6 +77,8 @@ pub enum Command {
     Describe(Describe),
     /// Close tunnels
     Close(Close),
+    /// Cut tunnels of anybody: one, or all of a device, an operator or a group
+    Cut(Cut),
     /// Show, check or replace the policy
     #[command(subcommand)]
     Policy(Policy),
@@ -204,6 +206,29 @@ pub struct Close {
     /// The tunnels' ids, or the first digits of each
     #[arg(required = true, value_name = "TUNNEL")]
     pub tunnels: Vec<String>,
+}
+
+/// `tunnel cut`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["tunnel", "device", "operator", "device_group", "operator_group"]))]
+pub struct Cut {
+    /// One tunnel: its id, or the first digits of it
+    pub tunnel: Option<String>,
+    /// All that lead to a device
+    #[arg(long, value_name = "ID")]
+    pub device: Option<String>,
+    /// All of an operator
+    #[arg(long, value_name = "NAME")]
+    pub operator: Option<OperatorName>,
+    /// All that lead to the devices of a group
+    #[arg(long, value_name = "GROUP")]
+    pub device_group: Option<GroupName>,
+    /// All of the operators of a group
+    #[arg(long, value_name = "GROUP")]
+    pub operator_group: Option<GroupName>,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
 }
 
 /// `tunnel policy`.

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod audit;
+pub mod cut;
 pub mod devices;
 pub mod login;
 pub mod policy;

@@ -67,6 +67,9 @@ pub struct Status {
     pub uptime_secs: u64,
     /// The policy revision in force.
     pub policy_revision: u64,
+    /// How many cuts no device has confirmed in time, for who may see the tunnels of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_cuts: Option<u64>,
 }
 
 /// A device, as `GET /v1/devices` lists it. Only what policy lets the caller see is listed.
@@ -94,6 +97,9 @@ pub struct Device {
     /// Whether it is in quarantine: it gets no tunnel.
     #[serde(default)]
     pub quarantined: bool,
+    /// How many cuts it has not confirmed in time. The relay has stopped; what the device does is not known.
+    #[serde(default)]
+    pub unconfirmed_cuts: u64,
 }
 
 /// What the server knows of a device's control link.
@@ -279,6 +285,58 @@ pub struct Revoke {
 pub struct Revoked {
     /// How many live tunnels were cut.
     pub tunnels_cut: u64,
+}
+
+/// `POST /v1/cuts`: cuts one tunnel, or all of a device, an operator or a group. One of the targets is named.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CutTunnels {
+    /// One tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<String>,
+    /// All that lead to a device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// All of an operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<String>,
+    /// All that lead to the devices of a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_group: Option<String>,
+    /// All of the operators of a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator_group: Option<String>,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Answer to [`CutTunnels`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CutReport {
+    /// What was alive and is cut.
+    pub cuts: Vec<CutTunnel>,
+}
+
+/// A tunnel that was cut by hand. Times count from when the right to cut was found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CutTunnel {
+    /// The tunnel.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub tunnel: TunnelId,
+    /// Where it led.
+    pub device: String,
+    /// Whose it was.
+    pub operator: String,
+    /// What it was for.
+    pub services: Vec<String>,
+    /// Microseconds until the relay had stopped forwarding.
+    pub stopped_micros: u64,
+    /// Microseconds until the device had confirmed; `null` if it has not. That becomes an alarm.
+    pub confirmed_micros: Option<u64>,
 }
 
 /// `POST /v1/suspensions` and `POST /v1/suspensions/lift`: quarantine of a device, or the disabling of an operator.

@@ -210,6 +210,29 @@ pub enum Event {
         lived_secs: u64,
         traffic: Option<Traffic>,
     },
+    /// Somebody cut tunnels by hand: what, and how many were alive.
+    #[serde(rename = "cut.ordered")]
+    CutOrdered {
+        target: String,
+        reason: Option<String>,
+        tunnels: u64,
+        by: String,
+    },
+    /// A device has confirmed that a tunnel which was cut has ended there; `late` after an alarm.
+    #[serde(rename = "cut.confirmed")]
+    CutConfirmed {
+        tunnel: TunnelId,
+        device: DeviceId,
+        millis: u64,
+        late: bool,
+    },
+    /// An alarm: a device has not confirmed in time that a tunnel which was cut has ended there.
+    #[serde(rename = "cut.unconfirmed")]
+    CutUnconfirmed {
+        tunnel: TunnelId,
+        device: DeviceId,
+        reason: Code,
+    },
     /// A token was refused.
     #[serde(rename = "token.refused")]
     TokenRefused {

@@ -293,6 +293,7 @@ fn start_watches(
         "silence of tunnels",
         tunnels::watch::silence(control.clone()),
     ));
+    lasting.spawn(named("alarms of cuts", tunnels::confirm::alarms(control.clone())));
     lasting.spawn(named(
         "events of the relay",
         tunnels::watch::relay_events(control.clone(), events),

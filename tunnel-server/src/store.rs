@@ -31,7 +31,7 @@ use tunnel_proto::{Code, TrustDomain};
 pub use records::{
     Certificate, Denied, DeviceRecord, Ended, Enrolled, Enrolment, Issue, Makes, Member, NewEnrolCode,
     NewTunnel, NotOpened, OperatorRecord, PolicyRecord, Redeemed, RevokedSet, SessionRecord, Suspension,
-    TunnelRecord, TunnelState,
+    TunnelRecord, TunnelState, UnconfirmedCut,
 };
 
 /// Operations that may wait for the writer: several batches, so that a burst is taken in and a stuck disk is soon felt.

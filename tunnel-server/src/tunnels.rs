@@ -11,13 +11,17 @@ use tokio::sync::Notify;
 use tunnel_proto::{DeviceId, Identity, TunnelId};
 
 use self::table::{Live, Phase, Table};
+use self::unconfirmed::Unconfirmed;
 
 mod attach;
+pub(crate) mod confirm;
+mod cut;
 mod end;
 mod open;
 pub(crate) mod reconsider;
 mod recover;
 pub(crate) mod table;
+mod unconfirmed;
 pub(crate) mod watch;
 
 #[cfg(test)]
@@ -29,6 +33,11 @@ pub(crate) struct Tunnels {
     table: Mutex<Table>,
     /// Wakes the task that ends tunnels whose time is over, since another one may be the next.
     deadline_changed: Notify,
+    unconfirmed: Mutex<Unconfirmed>,
+    /// Wakes the task that raises alarms, since there is another cut to be confirmed.
+    cut_changed: Notify,
+    /// Counts the cuts that devices have confirmed, for those who wait for one.
+    confirmations: tokio::sync::watch::Sender<u64>,
     /// Counts the changes of groups, facts and policies that live tunnels were weighed by.
     changes: AtomicU64,
     /// Counts the tunnels that were weighed anew.
@@ -39,6 +48,11 @@ impl Tunnels {
     /// Returns the table, locked.
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the cuts that their devices have not confirmed, locked.
+    pub(crate) fn unconfirmed(&self) -> MutexGuard<'_, Unconfirmed> {
+        self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns how often what decisions rest on has changed. It changes before the live tunnels are gone through.

@@ -124,6 +124,9 @@ fn presence(device: &Device, now: UnixTime) -> String {
             None => "never linked".to_owned(),
         },
     };
+    if device.unconfirmed_cuts > 0 {
+        text.push_str(", cut unconfirmed");
+    }
     if device.quarantined {
         text.push_str(", in quarantine");
     }
@@ -175,6 +178,7 @@ mod tests {
             last_seen: None,
             cert_expires_at: None,
             quarantined: false,
+            unconfirmed_cuts: 0,
         }
     }
 
@@ -226,6 +230,15 @@ mod tests {
             access: false,
             ..device()
         };
+        let alarming = Device {
+            quarantined: true,
+            unconfirmed_cuts: 2,
+            ..device()
+        };
+        assert_eq!(
+            presence(&alarming, now),
+            "never linked, cut unconfirmed, in quarantine"
+        );
         assert_eq!(presence(&gone, now), "not linked, last seen 4 h ago, access off");
     }
 }

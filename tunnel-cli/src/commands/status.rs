@@ -102,6 +102,9 @@ fn text(status: &Status, left: Duration) -> String {
                 answer.rtt_millis, answer.connect_millis
             ),
         ));
+        if let Some(count) = node.unconfirmed_cuts.filter(|count| *count > 0) {
+            rows.push(("alarm", format!("{count} cuts that no device has confirmed")));
+        }
         if answer.clock_skew_secs.abs() > 5 {
             rows.push((
                 "clock",

@@ -170,7 +170,7 @@ async fn close_one(api: &mut Api, text: &str) -> Result<TunnelId, Failure> {
 }
 
 /// Finds a tunnel by its id or by the first digits of it.
-async fn find(api: &mut Api, text: &str) -> Result<TunnelId, Failure> {
+pub(super) async fn find(api: &mut Api, text: &str) -> Result<TunnelId, Failure> {
     if let Ok(id) = text.parse() {
         return Ok(id);
     }

@@ -18,6 +18,7 @@ const COMMANDS: &[&str] = &[
     "tunnels",
     "describe",
     "close",
+    "cut",
     "policy",
     "audit",
     "enrol-code",

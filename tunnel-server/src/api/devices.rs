@@ -113,6 +113,7 @@ fn shown(control: &Control, device: DeviceRecord) -> Device {
             None => device.last_seen.map(|time| time.as_secs()),
         },
         cert_expires_at: Some(device.cert_expires_at.as_secs()),
+        unconfirmed_cuts: control.tunnels.unconfirmed().alarms_of(&device.id) as u64,
         quarantined: control.suspended.code(&identity).is_some(),
     }
 }

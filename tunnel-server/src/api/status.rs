@@ -7,20 +7,28 @@ use axum::extract::State;
 use tunnel_proto::api::{ErrorBody, Status};
 
 use super::caller::Caller;
+use super::error::ApiError;
 use crate::control::Control;
+use crate::policy::Action;
 
 /// Tells how the server is.
 #[utoipa::path(
     get, path = "/v1/status", operation_id = "status", tag = "server",
     responses((status = 200, body = Status), (status = "4XX", body = ErrorBody)),
 )]
-pub(crate) async fn status(State(control): State<Arc<Control>>, caller: Caller) -> Json<Status> {
-    Json(Status {
+pub(crate) async fn status(
+    State(control): State<Arc<Control>>,
+    caller: Caller,
+) -> Result<Json<Status>, ApiError> {
+    let sees_all = control.may(&caller, Action::ViewAllTunnels).await?;
+    let alarms = || control.tunnels.unconfirmed().alarms() as u64;
+    Ok(Json(Status {
         node: control.node.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         identity: caller.peer.identity.to_string(),
         clock: control.now().as_secs(),
         uptime_secs: control.started.elapsed().as_secs(),
         policy_revision: control.in_force().revision,
-    })
+        unconfirmed_cuts: sees_all.then(alarms),
+    }))
 }

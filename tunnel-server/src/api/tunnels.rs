@@ -6,7 +6,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Deserialize;
-use tunnel_proto::api::{AttachTunnel, AttachedTunnel, ErrorBody, OpenTunnel, OpenedTunnel, Tunnel};
+use tunnel_proto::api::{
+    AttachTunnel, AttachedTunnel, CutReport, CutTunnels, ErrorBody, OpenTunnel, OpenedTunnel, Tunnel,
+};
 use tunnel_proto::{Code, Refusal, TunnelId};
 use utoipa::IntoParams;
 
@@ -131,6 +133,22 @@ pub(crate) async fn close(
         .await?;
     let tunnel = stored(&control, id).await?.unwrap_or(tunnel);
     Ok(Json(shown(&control, tunnel)))
+}
+
+/// Cuts tunnels: one, or all of a device, an operator or a group. Unlike closing, it is for who may cut, and says in the
+/// record that trust ended.
+#[utoipa::path(
+    post, path = "/v1/cuts", operation_id = "cut_tunnels", tag = "tunnels", request_body = CutTunnels,
+    responses((status = 200, body = CutReport), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn cut(
+    State(control): State<Arc<Control>>,
+    caller: Caller,
+    Body(request): Body<CutTunnels>,
+) -> Result<Json<CutReport>, ApiError> {
+    let owner = control.clone();
+    let work = async move { owner.cut_by_hand(&caller, request).await };
+    Ok(Json(control.to_the_end::<_, Refusal>(work).await?))
 }
 
 /// Waits until a tunnel has ended, and shows it; after four minutes it is shown as it is.

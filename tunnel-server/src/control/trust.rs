@@ -111,7 +111,7 @@ impl Control {
             .await;
         for link in self.links.all() {
             if self.revoked.holds(&link.peer) {
-                link.close(Code::Revoked);
+                self.close_link(link, Code::Revoked);
             }
         }
         cut

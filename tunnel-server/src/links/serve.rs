@@ -70,6 +70,8 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
     if control.revoked.holds(&link.peer) {
         link.close(Code::Revoked);
     }
+    // What was cut while it was away it is asked to confirm, with the reason.
+    control.ask_again(&link, &hello.tunnels);
     // A tunnel that is cut from here on is told over this link; one that was cut before is on this list.
     let ended = unknown_tunnels(&control, &link.device, &hello.tunnels);
     if !missing.is_empty() {
@@ -96,7 +98,9 @@ async fn first_message(connection: &Connection) -> Option<(SendStream, RecvStrea
 
 /// Returns which of the agent's tunnels this server does not have.
 fn unknown_tunnels(control: &Control, device: &DeviceId, tunnels: &[TunnelId]) -> Vec<TunnelId> {
-    let is_live = |id: &TunnelId| control.tunnels.is_live_at(*id, device);
+    let is_live = |id: &TunnelId| {
+        control.tunnels.is_live_at(*id, device) || control.tunnels.unconfirmed().is_pending(*id)
+    };
     tunnels.iter().copied().filter(|id| !is_live(id)).collect()
 }
 
@@ -181,7 +185,7 @@ async fn write(
 
 /// Reads what the agent says until the link ends, and returns why it did.
 async fn read(
-    control: &Control,
+    control: &Arc<Control>,
     link: &Link,
     mut recv: RecvStream,
     lane: mpsc::Sender<FromAgent>,
@@ -196,6 +200,12 @@ async fn read(
         match message {
             FromAgent::Ping(ping) => answer_ping(control, link, &ping),
             FromAgent::OfferAnswer(answer) => link.handle_answer(answer),
+            FromAgent::TunnelEnded(ended) => {
+                control.confirm_cut(ended.tunnel, &link.device);
+                if lane.send(FromAgent::TunnelEnded(ended)).await.is_err() {
+                    return "internal";
+                }
+            }
             FromAgent::Hello(_) => return "protocol",
             other => {
                 if lane.send(other).await.is_err() {

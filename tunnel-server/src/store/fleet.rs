@@ -1,5 +1,8 @@
 //! Devices, operators, groups, and what has lost its trust.
 
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use tunnel_proto::keys::KeyHash;
@@ -156,6 +159,25 @@ impl Store {
             })
         })
         .await
+    }
+
+    /// Returns the members of a group, by name.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn members<T: FromStr + Ord>(
+        &self,
+        kind: MemberKind,
+        group: &GroupName,
+    ) -> Result<BTreeSet<T>, StoreError> {
+        sqlx::query("SELECT name FROM memberships WHERE group_name = ? AND kind = ?")
+            .bind(group.as_str())
+            .bind(kind.as_str())
+            .fetch_all(&self.inner.readers)
+            .await?
+            .iter()
+            .map(|row| name(row, "name"))
+            .collect()
     }
 
     /// Takes all trust from an identity and its keys, for good, and says whether it had any left.

@@ -362,6 +362,23 @@ pub struct Ended {
     pub traffic: Option<Traffic>,
 }
 
+/// A cut that no device has confirmed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnconfirmedCut {
+    /// The tunnel.
+    pub tunnel: TunnelId,
+    /// Where it led.
+    pub device: DeviceId,
+    /// Why it was cut.
+    pub why: Code,
+    /// When.
+    pub cut_at: UnixTime,
+    /// When the tunnel's grant ends.
+    pub expires_at: UnixTime,
+    /// Whether that has raised an alarm.
+    pub alarmed: bool,
+}
+
 /// A session that took place in a tunnel or was refused, as the agent reported it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SessionRecord {

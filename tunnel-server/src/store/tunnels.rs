@@ -4,12 +4,12 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use tunnel_proto::api::Traffic;
 use tunnel_proto::bind::Role;
-use tunnel_proto::{CircuitId, Code, Identity, TokenId, TrustDomain, TunnelId, UnixTime};
+use tunnel_proto::{CircuitId, Code, DeviceId, Identity, TokenId, TrustDomain, TunnelId, UnixTime};
 
 use super::enrolment::is_revoked;
 use super::journal::revision;
 use super::records::{
-    Denied, Ended, NewTunnel, NotOpened, Redeemed, SessionRecord, TunnelRecord, TunnelState,
+    Denied, Ended, NewTunnel, NotOpened, Redeemed, SessionRecord, TunnelRecord, TunnelState, UnconfirmedCut,
 };
 use super::rows::{bytes, json, key, name, number, secs, signed, time, time_if_any, to_json};
 use super::suspended::suspension_of;
@@ -103,6 +103,80 @@ impl Store {
         let by = bounded(by);
         self.write(move |w| Box::pin(async move { end(w, tunnel, reason, by, traffic, now).await }))
             .await
+    }
+
+    /// Writes down that a device has confirmed a cut.
+    ///
+    /// # Errors
+    /// Returns an error if it is not on the disk.
+    pub async fn cut_confirmed(
+        &self,
+        tunnel: TunnelId,
+        device: &DeviceId,
+        millis: u64,
+        late: bool,
+    ) -> Result<(), StoreError> {
+        let event = Event::CutConfirmed {
+            tunnel,
+            device: device.clone(),
+            millis,
+            late,
+        };
+        self.mark(tunnel, 0, event).await
+    }
+
+    /// Writes down the alarm that a device has not confirmed a cut.
+    ///
+    /// # Errors
+    /// Returns an error if it is not on the disk.
+    pub async fn cut_unconfirmed(
+        &self,
+        tunnel: TunnelId,
+        device: &DeviceId,
+        reason: Code,
+    ) -> Result<(), StoreError> {
+        let event = Event::CutUnconfirmed {
+            tunnel,
+            device: device.clone(),
+            reason,
+        };
+        self.mark(tunnel, 2, event).await
+    }
+
+    async fn mark(&self, tunnel: TunnelId, unconfirmed: u8, event: Event) -> Result<(), StoreError> {
+        self.write(move |w| {
+            Box::pin(async move {
+                sqlx::query("UPDATE tunnels SET unconfirmed = ? WHERE id = ? AND unconfirmed > 0")
+                    .bind(unconfirmed)
+                    .bind(&tunnel.as_bytes()[..])
+                    .execute(&mut w.connection)
+                    .await?;
+                w.append(&event).await
+            })
+        })
+        .await
+    }
+
+    /// Returns the cuts that no device has confirmed, for a server that starts again.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn unconfirmed_cuts(&self) -> Result<Vec<UnconfirmedCut>, StoreError> {
+        sqlx::query("SELECT id, device, end_code, ended_at, expires_at, unconfirmed FROM tunnels WHERE unconfirmed > 0")
+            .fetch_all(&self.inner.readers)
+            .await?
+            .iter()
+            .map(|row| {
+                Ok(UnconfirmedCut {
+                    tunnel: TunnelId::from_bytes(bytes(row, "id")?),
+                    device: name(row, "device")?,
+                    why: Code::from_text(&row.try_get::<String, _>("end_code")?),
+                    cut_at: time(row, "ended_at")?,
+                    expires_at: time(row, "expires_at")?,
+                    alarmed: number(row, "unconfirmed")? > 1,
+                })
+            })
+            .collect()
     }
 
     /// Records a session that took place or was refused.
@@ -276,13 +350,14 @@ async fn end(
     now: UnixTime,
 ) -> Result<bool, StoreError> {
     let row = sqlx::query(
-        "UPDATE tunnels SET state = 'ended', ended_at = ?, end_code = ?, ended_by = ?, traffic = ?
-         WHERE id = ? AND state <> 'ended' RETURNING operator, device, opened_at",
+        "UPDATE tunnels SET state = 'ended', ended_at = ?, end_code = ?, ended_by = ?, traffic = ?,
+             unconfirmed = ? WHERE id = ? AND state <> 'ended' RETURNING operator, device, opened_at",
     )
     .bind(secs(now))
     .bind(reason.as_str())
     .bind(&by)
     .bind(traffic.as_ref().map(to_json).transpose()?)
+    .bind(reason.is_cut())
     .bind(&tunnel.as_bytes()[..])
     .fetch_optional(&mut w.connection)
     .await?;

@@ -30,6 +30,10 @@ impl Control {
     /// both legs have been told. Returns `None` if the tunnel is not alive.
     pub(crate) fn cut(&self, id: TunnelId, why: Code) -> Option<Cut> {
         let cut = self.stop_tunnel(id, why)?;
+        if why.is_cut() {
+            // Before the device is told, and before its link is looked up: one that links meanwhile finds it.
+            self.await_confirmation(&cut.live, why);
+        }
         if let Some(link) = self.links.get(&cut.live.facts.device) {
             link.send(FromServer::EndTunnel(EndTunnel {
                 tunnel: id,

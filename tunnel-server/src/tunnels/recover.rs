@@ -39,6 +39,7 @@ impl Control {
                 }
             }
         }
+        self.recover_cuts().await?;
         let cut = self.reload_revoked(BY).await?
             + self.cut_suspended(BY).await
             + self.reconsider(&Touched::All, BY).await?;

@@ -15,16 +15,20 @@ use crate::leg::Leg;
 use crate::world::World;
 
 /// Waits until the chain has a record of a kind.
-pub(crate) async fn wait_for(world: &World, kind: &str) {
+pub(crate) async fn wait_for(world: &World, kind: &str) -> Value {
     let api = world.api(&world.admin);
     let found = async {
-        while !api.audit().await.iter().any(|(found, _)| found == kind) {
+        loop {
+            let records = api.audit().await;
+            if let Some((_, body)) = records.into_iter().find(|(found, _)| found == kind) {
+                return body;
+            }
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(SOON, found)
         .await
-        .unwrap_or_else(|_| panic!("waited for `{kind}`"));
+        .unwrap_or_else(|_| panic!("waited for `{kind}`"))
 }
 
 fn session(tunnel: TunnelId, refused: Option<Code>) -> FromAgent {

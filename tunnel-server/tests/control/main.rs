@@ -6,6 +6,7 @@
 mod agent;
 mod api;
 mod audit;
+mod cuts;
 mod ending;
 mod enrolment;
 mod leg;
