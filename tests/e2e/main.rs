@@ -11,6 +11,7 @@ mod chaos;
 mod cut;
 mod durability;
 mod forward;
+mod handover;
 mod latency;
 mod names;
 mod nat;

@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
+use crate::manager::Manager;
 use crate::place::Place;
 use crate::process::{self, Output, Process};
 use crate::programs;
@@ -19,7 +20,10 @@ pub struct Agent {
     place: Place,
     directory: PathBuf,
     variables: Vec<(String, String)>,
+    program: PathBuf,
     process: Option<Process>,
+    /// After the process, which it outlives by a moment.
+    manager: Option<Manager>,
 }
 
 /// The public half of a key that nobody has.
@@ -36,6 +40,7 @@ pub struct Builder {
     services: String,
     host_key: Option<PathBuf>,
     variables: Vec<(String, String)>,
+    is_service: bool,
 }
 
 impl Builder {
@@ -49,6 +54,7 @@ impl Builder {
             services: String::new(),
             host_key: None,
             variables: Vec::new(),
+            is_service: false,
         }
     }
 
@@ -99,6 +105,13 @@ impl Builder {
         self
     }
 
+    /// Runs it as a service with a supervisor, so that [`Agent::restart`] ends no session.
+    #[must_use]
+    pub const fn as_service(mut self) -> Self {
+        self.is_service = true;
+        self
+    }
+
     /// Adds lines at the top of the configuration.
     #[must_use]
     pub fn setting(mut self, line: &str) -> Self {
@@ -126,12 +139,17 @@ impl Builder {
             self.services
         );
         std::fs::write(self.directory.join("agent.toml"), text).expect("a file of ours");
+        let manager = self
+            .is_service
+            .then(|| Manager::new(&self.directory.join("notify")));
         let agent = Agent {
             id: self.id,
             place: self.place,
             directory: self.directory,
             variables: self.variables,
+            program: programs::path("tunnel-agent"),
             process: None,
+            manager,
         };
         let mut enrol = agent.place.command(programs::path("tunnel-agent"));
         enrol
@@ -149,8 +167,41 @@ impl Agent {
     /// # Panics
     /// When it cannot be started.
     pub fn start(&mut self) {
-        let mut run = self.command("run");
+        let mut run = match &self.manager {
+            Some(manager) => {
+                let mut supervise = manager.command(&self.place, &self.program);
+                supervise.arg("supervise");
+                self.with_environment(supervise)
+            }
+            None => self.command("run"),
+        };
         self.process = Some(Process::start("tunnel-agent", &mut run, &self.directory));
+    }
+
+    /// Restarts a service as its manager does: tells the supervisor to end, and starts the next with what it left. Sessions
+    /// go on.
+    ///
+    /// # Panics
+    /// When it is no service, or the supervisor does not end in time.
+    pub fn restart(&mut self) {
+        assert!(self.manager.is_some(), "only a service can be restarted");
+        self.end_process();
+        self.start();
+    }
+
+    /// As [`Agent::restart`], after the supervisor was killed.
+    ///
+    /// # Panics
+    /// When it is no service.
+    pub fn kill_supervisor_and_restart(&mut self) {
+        assert!(self.manager.is_some(), "only a service has a supervisor");
+        self.process.take().expect("it runs").kill();
+        self.start();
+    }
+
+    /// Puts another program in the place of the agent's, for the next start.
+    pub fn install(&mut self, program: &Path) {
+        self.program = program.to_owned();
     }
 
     /// Ends it as a power cut would.
@@ -158,16 +209,63 @@ impl Agent {
         if let Some(mut process) = self.process.take() {
             process.kill();
         }
+        for worker in self.workers() {
+            self.signal(worker, Signal::KILL);
+        }
+        self.forget();
     }
 
-    /// Asks it to end, and waits for that; its exit code.
+    /// Asks it to end, and waits for that; its exit code. What a service has left is closed, as its manager does.
     ///
     /// # Panics
     /// When it does not end in time.
     pub fn stop(&mut self) -> i32 {
+        let code = self.end_process();
+        self.forget();
+        code
+    }
+
+    fn end_process(&mut self) -> i32 {
         let mut process = self.process.take().expect("it runs");
         process.signal(Signal::TERM);
         process.wait(SOON)
+    }
+
+    fn forget(&mut self) {
+        if let Some(manager) = &mut self.manager {
+            manager.forget();
+        }
+    }
+
+    /// Returns the workers of a service that are there, oldest first.
+    pub fn workers(&self) -> Vec<u32> {
+        let config = self.config();
+        let mut workers: Vec<_> = process::all()
+            .into_iter()
+            .filter(|(_, words)| {
+                words.last().is_some_and(|word| word == "worker")
+                    && words.iter().any(|word| Path::new(word) == config)
+            })
+            .map(|(pid, _)| pid)
+            .collect();
+        workers.sort_unstable();
+        workers
+    }
+
+    /// Sends a signal to one of its processes.
+    pub fn signal(&self, pid: u32, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+            // One that has ended needs no signal.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Returns the manager of a service.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn manager(&self) -> &Manager {
+        self.manager.as_ref().expect("it is a service")
     }
 
     /// Runs one of its commands with its configuration, as `run("access", &["off"])`.
@@ -176,8 +274,13 @@ impl Agent {
     }
 
     fn command(&self, name: &str) -> Command {
-        let mut command = self.place.command(programs::path("tunnel-agent"));
-        command.arg(name).env("TUNNEL_AGENT_CONFIG", self.config());
+        let mut command = self.place.command(&self.program);
+        command.arg(name);
+        self.with_environment(command)
+    }
+
+    fn with_environment(&self, mut command: Command) -> Command {
+        command.env("TUNNEL_AGENT_CONFIG", self.config());
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }

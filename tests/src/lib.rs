@@ -12,6 +12,7 @@ pub mod chaos;
 pub mod checked;
 pub mod fleet;
 pub mod lab;
+pub mod manager;
 pub mod operator;
 pub mod place;
 pub mod process;

@@ -209,6 +209,24 @@ impl Memory {
     }
 }
 
+/// Returns the processes of this machine with their command lines.
+pub fn all() -> Vec<(u32, Vec<String>)> {
+    let entries = fs::read_dir("/proc").expect("the kernel tells it").flatten();
+    let processes = entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        // One that ends meanwhile is none.
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+        Some((
+            pid,
+            words
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect(),
+        ))
+    });
+    processes.collect()
+}
+
 /// Runs a program to its end.
 ///
 /// # Panics

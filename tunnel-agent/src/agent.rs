@@ -1,7 +1,10 @@
 //! The agent itself: one task that owns all state, and hears of everything else by messages.
 //!
+//! Under a supervisor it is one of several workers of the device, and its [`duty`] says what it is for.
+//!
 //! Shutdown goes in this order: tunnels end and are reported, the reports are sent, the control link ends.
 
+mod duty;
 mod linking;
 mod offers;
 mod renewal;
@@ -26,11 +29,13 @@ use tunnel_proto::carrier::Carrier;
 use tunnel_proto::code::Code;
 use tunnel_proto::cose::VerifyingKey;
 use tunnel_proto::grant::{Grant, LinkNonce};
+use tunnel_proto::handover::Message;
 use tunnel_proto::message::{Attached, FromAgent, FromServer, Report, TunnelEnded};
 use tunnel_proto::{TunnelId, UnixTime};
 
 use crate::acceptance::{Acceptance, ServerTime};
 use crate::access::{Switch, Watch};
+use crate::channel::Channel;
 use crate::config::Config;
 use crate::defaults;
 use crate::failure::Failure;
@@ -60,6 +65,7 @@ pub struct Agent {
     options: Options,
     state: StateDir,
     _lock: Lock,
+    duty: duty::Duty,
     server: ServerAddr,
     own: Peer,
     credentials: Credentials,
@@ -77,6 +83,8 @@ pub struct Agent {
     outgoing: Outgoing,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     link_task: JoinSet<()>,
+    /// Whether there is a link, or one is on its way.
+    dialling: bool,
     linked: Option<Linked>,
     server_ip: Option<IpAddr>,
     server_time: Option<ServerTime>,
@@ -112,6 +120,11 @@ impl Agent {
     /// # Errors
     /// Says what is missing or wrong, and what to do.
     pub fn new(options: Options) -> Result<Self, Failure> {
+        Self::with_supervisor(options, None)
+    }
+
+    /// As [`Agent::new`], as a worker that a supervisor tells what to do.
+    pub(crate) fn with_supervisor(options: Options, supervisor: Option<Channel>) -> Result<Self, Failure> {
         let state = StateDir::new(&options.config.state_dir);
         let clock = Arc::new(state.clock());
         if state.path().exists() {
@@ -119,7 +132,10 @@ impl Agent {
         }
         let enrolled = state.load(&clock)?;
         let server = options.config.on_the_way(enrolled.server)?;
-        let lock = state.lock()?;
+        let lock = match supervisor {
+            Some(_) => state.lock_shared(),
+            None => state.lock(),
+        }?;
         let switch = Switch::new(state.path()).watch();
         let settings = Settings {
             policy: options.config.policy.clone(),
@@ -135,6 +151,7 @@ impl Agent {
             options,
             state,
             _lock: lock,
+            duty: duty::Duty::new(supervisor),
             server,
             own: enrolled.own,
             credentials: enrolled.credentials,
@@ -150,6 +167,7 @@ impl Agent {
             outgoing: Outgoing::new(defaults::MAX_WAITING_REPORTS),
             events: mpsc::channel(defaults::QUEUE),
             link_task: JoinSet::new(),
+            dialling: false,
             linked: None,
             server_ip: None,
             server_time: None,
@@ -166,12 +184,24 @@ impl Agent {
 
     /// Works until `stop` is cancelled. Each message of `reload` makes it read its settings again.
     pub async fn run(mut self, stop: CancellationToken, mut reload: mpsc::Receiver<()>) {
-        self.dial(Duration::ZERO, None);
+        if self.duty.may_link() {
+            self.dial(Duration::ZERO, None);
+        }
         loop {
+            let done = self.drain();
+            self.tell_state();
+            if done {
+                break;
+            }
             let ready = self.ready();
             // All branches are cancel-safe: tokens, channels, join sets, and a place in a queue.
             tokio::select! {
                 () = stop.cancelled() => break,
+                heard = self.duty.hear() => {
+                    if !self.handle_heard(heard) {
+                        break;
+                    }
+                }
                 Some(()) = reload.recv() => self.reload(),
                 on = self.switch.changed() => self.handle_switch(on),
                 Some(event) = self.events.1.recv() => self.handle_event(event),
@@ -360,6 +390,14 @@ impl Agent {
         }
     }
 
+    /// Tells the service manager, if there is one, how things stand; a worker has its supervisor do so.
+    fn notify(&mut self, status: &str) {
+        self.duty.tell(&Message::Status(status.to_owned()));
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Status(status)]) {
+            tracing::debug!(%error, "the service manager was not told");
+        }
+    }
+
     fn route(&self) -> Route {
         Route {
             server: self.server.clone(),
@@ -377,12 +415,5 @@ async fn room(outbox: Option<mpsc::Sender<FromAgent>>) -> Option<mpsc::OwnedPerm
     match outbox {
         Some(outbox) => outbox.reserve_owned().await.ok(),
         None => std::future::pending().await,
-    }
-}
-
-/// Tells the service manager, if there is one, how things stand.
-fn notify(status: &str) {
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Status(status)]) {
-        tracing::debug!(%error, "the service manager was not told");
     }
 }

@@ -16,7 +16,7 @@ use crate::defaults::{CONFIG_FILE, CONFIG_VARIABLE, MAX_FILE_BYTES, STATE_VARIAB
 use crate::enrol::{self, Enrolment};
 use crate::failure::Failure;
 use crate::state::{self, StateDir};
-use crate::{check, run};
+use crate::{check, run, supervisor};
 
 /// Names the carrier that is used, as for the other programs.
 const CARRIER_VARIABLE: &str = "TUNNEL_CARRIER";
@@ -73,6 +73,14 @@ enum Command {
         #[arg(long)]
         check_config: bool,
     },
+    /// Keep an agent running, as a service: a restart, even into another version, ends no session
+    ///
+    /// A new program has to link to the server before the one that works gives way to it. SIGHUP has the configuration read
+    /// again; SIGUSR2 tries the program that is installed now.
+    Supervise,
+    /// Serve tunnels as a supervisor says, which is on the other end of the standard input
+    #[command(hide = true)]
+    Worker,
     /// Say whether this device would work, and what to mend
     Check,
     /// The owner's switch: `off` cuts all tunnels and lets nobody in
@@ -97,7 +105,7 @@ enum Access {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match execute(&cli) {
-        Ok(exit) => ExitCode::from(exit as u8),
+        Ok(exit) => exit,
         Err(failure) => {
             let text = if cli.global.json {
                 failure.to_json()
@@ -110,12 +118,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn execute(cli: &Cli) -> Result<Exit, Failure> {
-    if cli.global.print_config {
-        let (file, config) = load(&cli.global, true)?;
-        return say(&config::print(&config, &file));
-    }
-    match &cli.command {
+fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
+    let exit = match &cli.command {
+        _ if cli.global.print_config => {
+            let (file, config) = load(&cli.global, true)?;
+            say(&config::print(&config, &file))
+        }
+        // It ends as its workers do.
+        Some(Command::Supervise) => return supervise(&cli.global),
         None => Err(Failure::local(
             "E_USAGE",
             "could not tell what to do",
@@ -124,9 +134,11 @@ fn execute(cli: &Cli) -> Result<Exit, Failure> {
         )),
         Some(Command::Enrol { code, id, replace }) => enrol(&cli.global, code, id.as_ref(), *replace),
         Some(Command::Run { check_config }) => run(&cli.global, *check_config),
+        Some(Command::Worker) => worker(&cli.global),
         Some(Command::Check) => check(&cli.global),
         Some(Command::Access { action }) => access(&cli.global, *action),
-    }
+    };
+    exit.map(|exit| ExitCode::from(exit as u8))
 }
 
 fn enrol(global: &Global, code: &str, id: Option<&DeviceId>, replace: bool) -> Result<Exit, Failure> {
@@ -173,14 +185,42 @@ fn run(global: &Global, check_config: bool) -> Result<Exit, Failure> {
         };
     }
     run::start_logs()?;
+    let options = options(file, config)?;
+    runtime()?.block_on(run::run(options, None))?;
+    Ok(Exit::Done)
+}
+
+/// Becomes the user of the state, and says what an agent is started with.
+fn options(file: PathBuf, config: Config) -> Result<Options, Failure> {
     let carriers = carriers()?;
     state::become_owner(&config.state_dir)?;
-    let options = Options {
+    Ok(Options {
         config,
         config_file: Some(file),
         carriers,
-    };
-    runtime()?.block_on(run::run(options))?;
+    })
+}
+
+fn supervise(global: &Global) -> Result<ExitCode, Failure> {
+    let (file, config) = load(global, true)?;
+    run::start_logs()?;
+    state::become_owner(&config.state_dir)?;
+    let arguments = [
+        "--config".into(),
+        file.into(),
+        "--state".into(),
+        config.state_dir.clone().into(),
+        "worker".into(),
+    ];
+    let start = supervisor::Start::new(StateDir::new(&config.state_dir), arguments.into())?;
+    Ok(ExitCode::from(runtime()?.block_on(supervisor::supervise(start))?))
+}
+
+fn worker(global: &Global) -> Result<Exit, Failure> {
+    let (file, config) = load(global, true)?;
+    run::start_logs()?;
+    let options = options(file, config)?;
+    runtime()?.block_on(async { run::run(options, Some(run::take_channel()?)).await })?;
     Ok(Exit::Done)
 }
 

@@ -85,3 +85,35 @@ pub const EXPIRY_WARNING: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Longest pause that a server can ask for at the end of a link: one that is wrong must not put a device out of reach.
 pub const GOODBYE_MAX: Duration = Duration::from_secs(600);
+
+/// How long a worker leaves the link to a successor that tries to take it: longer than [`TRIAL`], so that it comes back by
+/// itself only when the supervisor is gone.
+pub const WAIT_FOR_SUCCESSOR: Duration = Duration::from_secs(90);
+
+/// How long a new program has to be welcomed by the server before the one that worked goes on: a slow line needs a tenth.
+pub const TRIAL: Duration = Duration::from_secs(60);
+
+/// How long a new program must have been linked until it is believed to work: one that falls over its first messages does
+/// so within this.
+pub const PROBATION: Duration = Duration::from_secs(5);
+
+/// How long the program that worked goes on until the new one is tried again.
+pub const BETWEEN_TRIALS: Duration = Duration::from_secs(5);
+
+/// Failed trials, each while the server was in reach of the program that worked, after which a new one is given up.
+pub const TRIALS: u32 = 2;
+
+/// How long workers of before have to say how they are when a supervisor takes them over.
+pub const GATHER: Duration = Duration::from_secs(2);
+
+/// Workers that drain at once; beyond it, the oldest ends its tunnels: each is a process of some megabytes.
+pub const MAX_DRAINING: usize = 3;
+
+/// Pauses before a worker that ended is started again: the first, and the longest.
+pub const RESTART_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// How long a worker must have lived for the next pause to be the shortest again.
+pub const LIVED: Duration = Duration::from_secs(60);
+
+/// Programs that are remembered as given up.
+pub const MAX_GIVEN_UP: usize = 8;

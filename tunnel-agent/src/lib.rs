@@ -29,7 +29,9 @@ pub mod sessions;
 pub mod state;
 pub mod target;
 
+mod channel;
 mod link;
+mod supervisor;
 mod tunnel;
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! `tunnel-agent run`: signals, logs and the service manager round the agent.
 
+use std::os::fd::AsFd as _;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -7,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::level_filters::LevelFilter;
 
 use crate::agent::{Agent, Options};
+use crate::channel::Channel;
 use crate::defaults::LOG_VARIABLE;
 use crate::failure::Failure;
 
@@ -37,12 +40,36 @@ pub fn start_logs() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs the agent until a signal ends it.
+/// Takes the channel to the supervisor off the standard input, and leaves nothing there. Must be called in a tokio runtime.
+///
+/// # Errors
+/// Tells that it is no such channel.
+pub(crate) fn take_channel() -> Result<Channel, Failure> {
+    let taken = || {
+        let channel = std::io::stdin().as_fd().try_clone_to_owned()?;
+        if rustix::net::sockopt::socket_type(&channel)? != rustix::net::SocketType::SEQPACKET {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+        Channel::new(channel)
+    };
+    taken().map_err(|error: std::io::Error| {
+        let what = "could not find a supervisor on the standard input";
+        Failure::local(
+            "E_USAGE",
+            what,
+            error,
+            "run `tunnel-agent supervise`, which starts workers itself",
+        )
+    })
+}
+
+/// Runs the agent, alone or as a worker, until a signal or its supervisor ends it.
 ///
 /// # Errors
 /// Says why it could not start.
-pub async fn run(options: Options) -> Result<(), Failure> {
-    let agent = Agent::new(options)?;
+pub(crate) async fn run(options: Options, supervisor: Option<Channel>) -> Result<(), Failure> {
+    let agent = Agent::with_supervisor(options, supervisor)?;
     if rustix::process::geteuid().is_root() {
         tracing::warn!(
             "the agent runs as root and does not need to: give the state directory to a user of its own"

@@ -102,7 +102,27 @@ impl StateDir {
     /// # Errors
     /// Tells that another agent runs with it.
     pub fn lock(&self) -> Result<Lock, Failure> {
-        let path = self.path.join("lock");
+        self.take("lock", FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes the state for this process and others of the same supervisor.
+    ///
+    /// # Errors
+    /// As [`StateDir::lock`].
+    pub fn lock_shared(&self) -> Result<Lock, Failure> {
+        self.take("lock", FlockOperation::NonBlockingLockShared)
+    }
+
+    /// Takes the place of the state's one supervisor.
+    ///
+    /// # Errors
+    /// As [`StateDir::lock`].
+    pub fn lock_supervisor(&self) -> Result<Lock, Failure> {
+        self.take("supervisor-lock", FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn take(&self, name: &str, operation: FlockOperation) -> Result<Lock, Failure> {
+        let path = self.path.join(name);
         let what = format!("could not take the state directory `{}`", self.path.display());
         let mut options = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
@@ -114,7 +134,7 @@ impl StateDir {
             .map_err(|error| {
                 Failure::local("E_STATE", what.clone(), error, "let the agent's user write in it")
             })?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match flock(&file, operation) {
             Ok(()) => Ok(Lock(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::local(
                 "E_STATE_BUSY",

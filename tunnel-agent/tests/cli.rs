@@ -42,6 +42,7 @@ fn help_is_as_written_down() {
         (&["--help"][..], include_str!("help/main.txt")),
         (&["enrol", "--help"], include_str!("help/enrol.txt")),
         (&["run", "--help"], include_str!("help/run.txt")),
+        (&["supervise", "--help"], include_str!("help/supervise.txt")),
         (&["check", "--help"], include_str!("help/check.txt")),
         (&["access", "--help"], include_str!("help/access.txt")),
     ] {

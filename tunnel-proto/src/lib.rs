@@ -18,6 +18,7 @@ pub mod defaults;
 pub mod enrol;
 pub mod frame;
 pub mod grant;
+pub mod handover;
 pub mod ids;
 pub mod keepalive;
 pub mod keys;

@@ -15,7 +15,7 @@ use tunnel_proto::code::Code;
 use tunnel_proto::grant::LinkNonce;
 use tunnel_proto::message::{Goodbye, Hello, Welcome};
 
-use super::{Agent, Linked, notify};
+use super::{Agent, Linked};
 use crate::acceptance::ServerTime;
 use crate::defaults;
 use crate::link::{self, Dial, End, Opening};
@@ -38,7 +38,16 @@ impl Agent {
             pause,
             learnt,
         };
+        self.dialling = true;
         self.link_task.spawn(link::run(dial, self.events.0.clone()));
+    }
+
+    /// Gives up a link that is on its way; one that is there stays.
+    pub(super) fn stop_dialling(&mut self) {
+        if self.linked.is_none() && self.dialling {
+            self.dialling = false;
+            self.link_task.abort_all();
+        }
     }
 
     pub(super) fn handle_connected(
@@ -47,6 +56,9 @@ impl Agent {
         server_ip: Option<IpAddr>,
         opening: oneshot::Sender<Opening>,
     ) {
+        if !self.dialling {
+            return;
+        }
         let mut nonce = LinkNonce::default();
         if ring::rand::SystemRandom::new().fill(&mut nonce).is_err() {
             tracing::error!("the system has no random bytes; no link without");
@@ -58,7 +70,7 @@ impl Agent {
             nonce,
             clock: SystemClock.now(),
             report: self.report(),
-            tunnels: self.tunnels.keys().copied().collect(),
+            tunnels: self.tunnels.keys().chain(self.duty.others()).copied().collect(),
         };
         let (outbox, receiver) = mpsc::channel(defaults::QUEUE);
         let opened = opening.send(Opening {
@@ -82,9 +94,10 @@ impl Agent {
             return;
         }
         tracing::info!(node = %welcome.node, carrier = %linked.carrier, "linked");
-        notify(&format!("linked to {} over {}", welcome.node, linked.carrier));
+        let status = format!("linked to {} over {}", welcome.node, linked.carrier);
+        self.notify(&status);
         for tunnel in &welcome.ended {
-            self.end_tunnel(*tunnel, Code::TunnelClosed);
+            self.end_anywhere(*tunnel, Code::TunnelClosed);
         }
         self.handle_server_time(welcome.clock);
     }
@@ -93,6 +106,7 @@ impl Agent {
         let time = ServerTime::new(clock, Instant::now());
         self.server_time = Some(time);
         self.clock.prove(clock);
+        self.pass_time(clock);
         // The monotonic clock stands still while a device sleeps; the server's does not.
         self.end_tunnels(Code::TunnelExpired, |live| live.grant.expires_at <= clock);
         if worth_saving(self.saved_floor, self.clock.floor()) {
@@ -116,7 +130,7 @@ impl Agent {
         self.return_at =
             Some(Instant::now() + Duration::from_millis(after_millis).min(defaults::GOODBYE_MAX));
         if code == Code::Revoked {
-            self.end_tunnels(code, |_| true);
+            self.end_everywhere(code);
         }
         // Without an outbox the link says what it still has, and ends.
         self.leave_link();
@@ -124,6 +138,11 @@ impl Agent {
 
     pub(super) fn handle_link_end(&mut self, end: End) {
         self.leave_link();
+        self.dialling = false;
+        if !self.duty.may_link() {
+            tracing::info!(why = end.why, "the link is left to another worker");
+            return;
+        }
         let asked = self
             .return_at
             .take()
@@ -131,12 +150,12 @@ impl Agent {
         let pause = asked + self.backoff.failed(fastrand::u64(..));
         let failures = self.backoff.failures();
         tracing::warn!(code = %end.code, why = end.why, ?pause, failures, "no link to the server");
-        notify(&format!("not linked: {}", end.code.why()));
+        self.notify(&format!("not linked: {}", end.code.why()));
         self.dial(pause, end.learnt);
     }
 
     /// Forgets the link and what makes sense on it only.
-    fn leave_link(&mut self) {
+    pub(super) fn leave_link(&mut self) {
         let Some(linked) = self.linked.take() else { return };
         self.outgoing.link_lost();
         self.renewal.link_lost();
@@ -151,7 +170,9 @@ impl Agent {
 
     /// A link task that ends without having said so has failed; the next one is started all the same.
     pub(super) fn handle_link_task_end(&mut self, ended: Result<(), JoinError>) {
-        if let Err(error) = ended {
+        if let Err(error) = ended
+            && !error.is_cancelled()
+        {
             tracing::error!(%error, "the link failed");
             self.handle_link_end(End {
                 why: error.to_string(),

@@ -49,7 +49,7 @@ impl Agent {
             now: time.now(Instant::now()),
             policy: &settings.policy,
             access: settings.access,
-            tunnels: self.tunnels.len(),
+            tunnels: self.tunnels.len() + self.duty.others().len(),
         };
         self.acceptance.judge(offer, &situation)
     }
@@ -107,9 +107,7 @@ impl Agent {
 
     /// Ends a tunnel as the server says; one that is over already is confirmed once more.
     pub(super) fn handle_end_tunnel(&mut self, tunnel: TunnelId, reason: Code) {
-        if self.tunnels.contains_key(&tunnel) {
-            self.end_tunnel(tunnel, reason);
-        } else {
+        if !self.end_anywhere(tunnel, reason) {
             let ended = TunnelEnded {
                 tunnel,
                 reason,
