@@ -30,6 +30,9 @@ struct Matrix {
     /// A Markdown file between whose marks the table is written; it goes to the standard output without.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Only faults in whose description these words are, as `network cut at the device`.
+    #[arg(long, default_value = "")]
+    only: String,
     /// How long a network is cut, in seconds.
     #[arg(long, default_value_t = 30)]
     cut: u64,
@@ -87,7 +90,9 @@ fn random(args: &Run) -> ExitCode {
 }
 
 fn scripted(args: &Matrix) -> ExitCode {
-    let cells = matrix::run(&matrix::all(Duration::from_secs(args.cut)), &say);
+    let mut faults = matrix::all(Duration::from_secs(args.cut));
+    faults.retain(|fault| fault.to_string().contains(&args.only));
+    let cells = matrix::run(&faults, &say);
     let table = matrix::markdown(&cells);
     let lost = cells
         .iter()

@@ -234,7 +234,7 @@ fn await_work(entry: &Entry, start: Instant, over: Instant) -> Duration {
     }
     let now = Instant::now();
     match entry.moment {
-        Moment::Close => now - start,
+        Moment::Close => session.ended().unwrap_or(now) - start,
         Moment::SetUp => session.shared.pulse.first().unwrap_or(now) - start,
         Moment::Bulk | Moment::Idle => session.shared.pulse.take_longest(now),
     }

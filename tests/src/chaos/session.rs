@@ -39,7 +39,8 @@ pub enum State {
 /// What is known of a session.
 #[derive(Debug)]
 pub struct Shared {
-    state: Mutex<State>,
+    /// How it has gone, and when that was known.
+    state: Mutex<(State, Instant)>,
     stop: AtomicBool,
     /// Whether anything has ever come back.
     opened: AtomicBool,
@@ -54,8 +55,8 @@ impl Shared {
         self.pulse.stop();
         let mut now = hold(&self.state);
         // The first reason counts.
-        if *now == State::Live {
-            *now = state;
+        if now.0 == State::Live {
+            *now = (state, Instant::now());
         }
     }
 
@@ -146,7 +147,7 @@ impl Session {
 
     fn spawn(name: &str, free: bool, work: impl FnOnce(&Arc<Shared>) + Send + 'static) -> Self {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::Live),
+            state: Mutex::new((State::Live, Instant::now())),
             stop: AtomicBool::new(false),
             opened: AtomicBool::new(false),
             poked: AtomicBool::new(false),
@@ -163,7 +164,13 @@ impl Session {
 
     /// Returns how it has gone so far.
     pub fn state(&self) -> State {
-        hold(&self.shared.state).clone()
+        hold(&self.shared.state).0.clone()
+    }
+
+    /// Returns when it was known how it has gone, if it is known.
+    pub fn ended(&self) -> Option<Instant> {
+        let state = hold(&self.shared.state);
+        (state.0 != State::Live).then_some(state.1)
     }
 
     /// Says whether anything has ever come back.

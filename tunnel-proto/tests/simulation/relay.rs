@@ -55,7 +55,9 @@ impl Relay {
     }
 
     pub(crate) fn bind(&mut self, from: Addr, datagram: &[u8]) -> Vec<(Addr, [u8; SIZE])> {
-        self.circuits.handle_bind(from, false, datagram);
+        // What came over UDP may have been written by anybody.
+        let doubtful = !matches!(from, Addr::WebSocket(_));
+        self.circuits.handle_bind(from, doubtful, datagram);
         let answers = self.drain();
         assert!(
             answers.iter().all(|(to, _)| *to == from),

@@ -139,6 +139,7 @@ impl World {
 
     pub(crate) fn lose_the_relay_for_good(&mut self) {
         self.relay = None;
+        self.back = None;
         self.gone_for_good = true;
     }
 
@@ -635,11 +636,6 @@ impl World {
         let at = self.random.below(self.seen.len() as u64) as usize;
         let mut datagram = self.seen[at];
         let bind = Control::decode(&datagram).unwrap();
-        // The very first bind of a leg counts from wherever it comes first: whoever is on the way may be faster.
-        let bound = |relay: &Relay| relay.circuits.place(bind.circuit, bind.role).is_some();
-        if !self.relay.as_ref().is_some_and(bound) {
-            return;
-        }
         self.attacks += 1;
         match self.random.below(3) {
             0 => {}
