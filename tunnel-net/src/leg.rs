@@ -278,27 +278,22 @@ impl Driver {
                         self.config.proven = Some(path.to.ip());
                     }
                     self.wire.set_active(carrier);
-                    self.nudge();
                     self.state.send_modify(|state| state.active = Some(carrier));
                 }
                 Output::Silent(silent) => {
                     tracing::debug!(silent, "relay");
-                    if !silent {
-                        self.nudge();
-                    }
                     self.state.send_modify(|state| state.silent = silent);
                 }
-                Output::Repeat => {
-                    tracing::debug!("the other end is heard again");
-                    self.nudge();
-                }
+                Output::Repeat => self.repeat(),
                 Output::Ended(code) => self.state.send_modify(|state| state.ended = Some(code)),
             }
         }
     }
 
-    /// Makes quinn send at once instead of waiting for a probe timer that has backed off during an outage.
-    fn nudge(&self) {
+    /// Makes both ends find out at once what was lost, instead of waiting for a timer that has backed off during an outage.
+    fn repeat(&self) {
+        tracing::debug!("what was lost is repeated");
+        self.wire.repeat();
         if let Err(error) = self.endpoint.rebind_abstract(self.wire.clone()) {
             tracing::debug!(%error, "could not wake the connections");
         }

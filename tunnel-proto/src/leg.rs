@@ -44,6 +44,16 @@ const QUIET_MAX: Duration = Duration::from_secs(10);
 /// sent more and more seldom, and only the end whose own carrier was gone knows that it is over.
 pub const OUTAGE: Duration = Duration::from_secs(1);
 
+/// Pauses between repetitions after an outage. The other end may not be back yet when the first comes, and the path may
+/// lose it. The second is made in any case, the others as long as nothing is received.
+const REPEAT_PAUSES: [Duration; 5] = [
+    Duration::from_millis(300),
+    Duration::from_millis(700),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
+
 /// First pause before a failed carrier is tried again while there is no other.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 
@@ -85,8 +95,8 @@ pub enum Output {
     Use(Carrier),
     /// Whether the relay is silent has changed.
     Silent(bool),
-    /// The other end is heard again after a long wait: whoever would wait longer and longer before it repeats what was
-    /// lost meanwhile does so at once.
+    /// An outage is over, or may be: whoever would wait longer and longer before it repeats what was lost meanwhile does
+    /// so at once.
     Repeat,
     /// The relay says that the circuit has ended.
     Ended(Code),
@@ -112,6 +122,14 @@ struct Probe {
     padded: bool,
 }
 
+/// What was lost in an outage is being repeated.
+#[derive(Clone, Copy, Debug)]
+struct Repetition {
+    since: Instant,
+    next: Instant,
+    done: usize,
+}
+
 /// The state of one leg at its end.
 #[derive(Debug)]
 pub struct Leg {
@@ -132,6 +150,7 @@ pub struct Leg {
     quiet_answers: u32,
     /// Since when data waited when that was looked at last.
     waited_since: Option<Instant>,
+    repetition: Option<Repetition>,
     websocket_start: Option<Instant>,
     /// All carriers were given up for a changed network: the first that is confirmed is taken anew, even if it was the
     /// one before.
@@ -158,6 +177,7 @@ impl Leg {
             data_seen: None,
             quiet_answers: 0,
             waited_since: None,
+            repetition: None,
             websocket_start: None,
             afresh: false,
             silent: false,
@@ -237,10 +257,11 @@ impl Leg {
             self.confirmed = self.confirmed.max(activity.received.unwrap_or(self.confirmed));
             let waited = self.waited_since.zip(activity.received);
             if waited.is_some_and(|(since, received)| received >= since + OUTAGE) {
-                self.outputs.push_back(Output::Repeat);
+                self.repeat(now);
             }
         }
         self.waited_since = activity.waiting_since;
+        self.repeat_again(now, activity);
         for carrier in [Carrier::Udp, Carrier::WebSocket] {
             self.continue_probe(now, carrier);
             if matches!(self.slots[index(carrier)], Slot::Off { retry: Some(at) } if now >= at) {
@@ -270,7 +291,8 @@ impl Leg {
             .active
             .filter(|&active| self.is_at_rest(active))
             .map(|_| self.look_due(activity));
-        slots.chain(self.websocket_start).chain(look).min()
+        let repeat = self.repetition.map(|repetition| repetition.next);
+        slots.chain(self.websocket_start).chain(look).chain(repeat).min()
     }
 
     /// Returns what is to be done next. Call it after every other call until it returns `None`.
@@ -342,6 +364,41 @@ impl Leg {
         if now >= self.look_due(activity) {
             // What is quiet is asked in few bytes: that is where they count.
             self.begin_probe(now, active, activity.waiting_since.is_some());
+        }
+    }
+
+    /// Has what was lost repeated now, and some times more.
+    fn repeat(&mut self, now: Instant) {
+        self.outputs.push_back(Output::Repeat);
+        self.repetition = Some(Repetition {
+            since: now,
+            next: now + REPEAT_PAUSES[0],
+            done: 1,
+        });
+    }
+
+    fn repeat_again(&mut self, now: Instant, activity: Activity) {
+        let Some(repetition) = self
+            .repetition
+            .as_mut()
+            .filter(|repetition| now >= repetition.next)
+        else {
+            return;
+        };
+        let heard = activity
+            .received
+            .is_some_and(|received| received > repetition.since);
+        if heard && repetition.done > 1 {
+            self.repetition = None;
+            return;
+        }
+        self.outputs.push_back(Output::Repeat);
+        match REPEAT_PAUSES.get(repetition.done) {
+            Some(&pause) => {
+                repetition.next = now + pause;
+                repetition.done += 1;
+            }
+            None => self.repetition = None,
         }
     }
 
@@ -466,6 +523,7 @@ impl Leg {
         } else if was_silent {
             // The other carrier was tried meanwhile.
             self.settle(now, carrier);
+            self.repeat(now);
         }
     }
 
@@ -473,6 +531,7 @@ impl Leg {
         self.active = Some(carrier);
         self.afresh = false;
         self.outputs.push_back(Output::Use(carrier));
+        self.repeat(now);
         self.settle(now, carrier);
     }
 
@@ -527,6 +586,7 @@ impl Leg {
 
     fn end(&mut self, code: Code) {
         self.ended = true;
+        self.repetition = None;
         for carrier in [Carrier::Udp, Carrier::WebSocket] {
             self.stop(carrier, None);
         }
@@ -906,19 +966,56 @@ mod tests {
     #[test]
     fn what_was_lost_is_repeated_when_the_other_end_is_heard_again() {
         let mut world = World::new();
-        world.run(secs(5));
-        for (wait, repeats) in [(Duration::from_millis(700), 0), (secs(20), 1)] {
+        world.run(secs(60));
+        for (wait, repeated) in [(Duration::from_millis(700), false), (secs(20), true)] {
+            let before = world.repeats;
             world.activity.waiting_since = Some(world.now);
             world.run(wait);
+            assert_eq!(world.repeats, before, "nothing has changed yet");
             world.activity = Activity {
                 received: Some(world.now),
                 waiting_since: None,
             };
             world.leg.handle_timeout(world.now, world.activity);
-            world.run(secs(1));
-            assert_eq!(world.repeats, repeats, "after {wait:?}");
+            world.drain();
+            assert_eq!(world.repeats > before, repeated, "after {wait:?}");
         }
         assert!(!world.silent, "the relay was there");
+    }
+
+    /// One repetition may be lost, or come before the other end is back.
+    #[test]
+    fn what_was_lost_is_repeated_until_something_comes_and_not_for_ever() {
+        for heard in [true, false] {
+            let mut world = World::new();
+            world.leg = Leg::new(world.now, CIRCUIT, Role::Source, key(), Some(Carrier::Udp));
+            world.run(secs(60));
+            let before = world.repeats;
+            world.passes = [false, false];
+            world.activity.waiting_since = Some(world.now);
+            world.until(secs(3), "silence noticed", |w| w.silent);
+            world.passes = [true, true];
+            world.until(secs(3), "heard again", |w| !w.silent);
+            if heard {
+                for _ in 0..2 {
+                    world.run(Duration::from_millis(100));
+                    world.activity.received = Some(world.now);
+                    world.activity.waiting_since = None;
+                    world.leg.handle_timeout(world.now, world.activity);
+                }
+            }
+            world.run(secs(100));
+            let repeats = world.repeats - before;
+            assert!(
+                if heard {
+                    (2..=4).contains(&repeats)
+                } else {
+                    repeats > 4
+                },
+                "{repeats}"
+            );
+            assert!(repeats <= 2 * (REPEAT_PAUSES.len() + 1), "{repeats}");
+        }
     }
 
     #[test]
