@@ -16,6 +16,7 @@ mod latency;
 mod names;
 mod nat;
 mod policy;
+mod presence;
 mod proxies;
 mod ssh;
 mod strangers;

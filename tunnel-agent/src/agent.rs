@@ -41,6 +41,7 @@ use crate::defaults;
 use crate::failure::Failure;
 use crate::host_keys;
 use crate::link::Event;
+use crate::operator::Operator;
 use crate::outgoing::Outgoing;
 use crate::replay::ReplayMemory;
 use crate::session::Settings;
@@ -111,6 +112,7 @@ struct Live {
     grant: Grant,
     attach: Option<oneshot::Sender<Attached>>,
     end: Option<oneshot::Sender<Code>>,
+    operator: Operator,
     task: task::Id,
 }
 

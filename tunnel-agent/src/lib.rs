@@ -20,6 +20,7 @@ pub mod failure;
 pub mod host_keys;
 pub mod http;
 pub mod lifetime;
+pub mod operator;
 pub mod outgoing;
 pub mod policy;
 pub mod replay;

@@ -14,6 +14,7 @@ use tunnel_proto::message::{FromAgent, OpenSession, SessionAnswer, SessionEnded}
 use crate::connect::{Reader, Writer, connect};
 use crate::defaults::OPEN_DEADLINE;
 use crate::lifetime::Lifetime;
+use crate::operator::Operator;
 use crate::policy::LocalPolicy;
 use crate::sessions::{Permit, Sessions};
 use crate::target::Target;
@@ -38,6 +39,7 @@ pub(crate) struct Context {
     pub(crate) sessions: Sessions,
     pub(crate) life: Mutex<Lifetime>,
     pub(crate) reports: mpsc::Sender<FromAgent>,
+    pub(crate) operator: Operator,
     /// Ends all sessions of the tunnel.
     pub(crate) cut: CancellationToken,
 }
@@ -67,7 +69,9 @@ impl Context {
             return Err(Code::AccessOff);
         }
         let (name, service) = settings.policy.session(&self.grant, asked)?;
-        let permit = self.sessions.admit(&name, &settings.policy)?;
+        let permit = self
+            .sessions
+            .admit(&name, &settings.policy, &self.operator, Instant::now())?;
         self.life().session_started()?;
         Ok(Admitted {
             context: self,

@@ -9,9 +9,10 @@ use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tunnel_net::leg::{Leg, LegConfig, LegState};
+use tunnel_net::leg::{Heard, Leg, LegConfig, LegState};
 use tunnel_net::link::Try;
 use tunnel_net::tls::{self, Credentials, Ends};
+use tunnel_net::wake::Wake;
 use tunnel_net::{ServerAddr, quic};
 use tunnel_proto::bind::Role;
 use tunnel_proto::code::Code;
@@ -22,6 +23,7 @@ use tunnel_proto::message::{Attached, FromAgent, TunnelEnded};
 
 use crate::defaults::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 use crate::lifetime::Lifetime;
+use crate::operator::Operator;
 use crate::session::{self, Context, Settings};
 use crate::sessions::Sessions;
 
@@ -43,6 +45,7 @@ pub(crate) struct Route {
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     context: Arc<Context>,
+    left: Duration,
     route: Route,
     /// What is there so far, to be closed whatever ends the tunnel.
     leg: Option<Leg>,
@@ -59,6 +62,7 @@ impl Tunnel {
         settings: watch::Receiver<Arc<Settings>>,
         sessions: Sessions,
         reports: mpsc::Sender<FromAgent>,
+        operator: Operator,
     ) -> Self {
         let life = Mutex::new(Lifetime::new(Instant::now(), left, grant.limits));
         let cut = CancellationToken::new();
@@ -68,10 +72,12 @@ impl Tunnel {
             sessions,
             life,
             reports,
+            operator,
             cut,
         });
         Self {
             context,
+            left,
             route,
             leg: None,
             connection: None,
@@ -101,8 +107,11 @@ impl Tunnel {
                 return Code::Internal;
             }
         };
-        let endpoint = leg.accept_endpoint(self.quic_config());
+        let endpoint = leg.accept_endpoint(self.quic_config(leg.wake()));
         let state = leg.state();
+        self.context
+            .operator
+            .listen(silent_since(leg.heard(), state.clone()));
         self.leg = Some(leg);
         let connection = tokio::select! {
             connection = accept(&endpoint) => connection,
@@ -144,6 +153,7 @@ impl Tunnel {
                     }
                 }
                 code = circuit_ended(state.clone()) => return code,
+                () = self.context.operator.gave_way() => return Code::TunnelLost,
             }
         }
     }
@@ -186,7 +196,7 @@ impl Tunnel {
         }
     }
 
-    fn quic_config(&self) -> quinn::ServerConfig {
+    fn quic_config(&self, wake: &Wake) -> quinn::ServerConfig {
         let grant = &self.context.grant;
         let tls = tls::tunnel_server(
             &self.route.ends,
@@ -197,6 +207,8 @@ impl Tunnel {
         let mut config = quinn::ServerConfig::with_crypto(tls::quic_server(tls));
         config.transport_config(quic::agent_transport(
             grant.limits.sessions.saturating_add(SPARE_STREAMS),
+            self.left,
+            wake,
         ));
         // The leg has one virtual peer for ever; what moves is below it.
         config.migration(false);
@@ -227,6 +239,16 @@ async fn accept(endpoint: &Endpoint) -> Option<Connection> {
             Ok(Err(error)) => tracing::debug!(%error, "handshake refused"),
             Err(_) => tracing::debug!("handshake not finished in time"),
         }
+    }
+}
+
+/// Tells since when the operator has been silent, while the relay would let it be heard.
+fn silent_since(heard: Heard, state: watch::Receiver<LegState>) -> impl Fn() -> Option<Instant> {
+    move || {
+        let state = *state.borrow();
+        let last = heard.last()?;
+        // After an outage of the device's own, the operator has the time to be heard again.
+        (!state.silent).then(|| state.heard_again.map_or(last, |again| last.max(again)))
     }
 }
 

@@ -18,8 +18,9 @@ use crate::http::{ANSWER, Connection, HttpError, LIST, ONE};
 /// Devices in one answer.
 const DEVICES: usize = 5000;
 
-/// How long a request for a tunnel's end waits before it is sent again: longer than any tunnel lives.
-const END: Duration = Duration::from_secs(13 * 3600);
+/// How long a request for a tunnel's end waits before it is sent again: a little longer than the server lets it wait. The
+/// answer of a connection that was lost in an outage never comes.
+const END: Duration = Duration::from_secs(270);
 
 /// A caller of the API, with one connection that is made when it is needed.
 #[derive(Debug)]

@@ -201,7 +201,7 @@ async fn connect(
 ) -> Result<quinn::Connection, Failure> {
     let tls = tls::tunnel_client(&login.ends(), &login.credentials, device);
     let mut config = quinn::ClientConfig::new(tls::quic_client(tls));
-    config.transport_config(quic::cli_transport());
+    config.transport_config(quic::cli_transport(leg.wake()));
     let connecting = leg
         .connect(config)
         .map_err(|error| Failure::new(Code::Internal, what).detail(error.to_string()))?;

@@ -20,6 +20,7 @@ use crate::addr::ServerAddr;
 use crate::link::Try;
 use crate::network::{self, Changes, Sign};
 use crate::quic;
+use crate::wake::Wake;
 use crate::websocket::{self, Pipe};
 use crate::wire::{Control, PEER, Udp, Wire};
 
@@ -53,6 +54,8 @@ pub struct LegState {
     pub active: Option<Carrier>,
     /// Whether the relay is silent: it confirms nothing, and all ways to it are being tried.
     pub silent: bool,
+    /// When the relay was last heard again after it had been silent.
+    pub heard_again: Option<Instant>,
     /// Why the circuit has ended, if the relay said so.
     pub ended: Option<Code>,
 }
@@ -62,6 +65,8 @@ pub struct LegState {
 pub struct Leg {
     endpoint: quinn::Endpoint,
     state: watch::Receiver<LegState>,
+    wire: Arc<Wire>,
+    wake: Wake,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -87,10 +92,12 @@ impl Leg {
             config.key.clone(),
             only,
         );
+        let wake = Wake::default();
         let driver = Driver {
             machine,
             config,
-            wire,
+            wire: Arc::clone(&wire),
+            wake: wake.clone(),
             endpoint: endpoint.clone(),
             controls,
             hints,
@@ -106,8 +113,20 @@ impl Leg {
         Ok(Self {
             endpoint,
             state,
+            wire,
+            wake,
             _driver: driver,
         })
+    }
+
+    /// Returns what the transport of the one connection over this leg has to be made with.
+    pub const fn wake(&self) -> &Wake {
+        &self.wake
+    }
+
+    /// Returns what tells when the other end was heard last.
+    pub fn heard(&self) -> Heard {
+        Heard(Arc::clone(&self.wire))
     }
 
     /// Lets the other end connect, and returns the endpoint to accept it from.
@@ -136,11 +155,23 @@ impl Leg {
     }
 }
 
+/// Tells when the other end of a leg was heard last.
+#[derive(Clone, Debug)]
+pub struct Heard(Arc<Wire>);
+
+impl Heard {
+    /// Returns when data of the other end came last; `None` before the first.
+    pub fn last(&self) -> Option<Instant> {
+        self.0.activity().received
+    }
+}
+
 /// The task of a leg: hands what happens to the machine, and does what it says.
 struct Driver {
     machine: Machine,
     config: LegConfig,
     wire: Arc<Wire>,
+    wake: Wake,
     endpoint: quinn::Endpoint,
     controls: mpsc::Receiver<Control>,
     hints: mpsc::Receiver<Carrier>,
@@ -282,7 +313,10 @@ impl Driver {
                 }
                 Output::Silent(silent) => {
                     tracing::debug!(silent, "relay");
-                    self.state.send_modify(|state| state.silent = silent);
+                    self.state.send_modify(|state| {
+                        state.silent = silent;
+                        state.heard_again = (!silent).then(Instant::now).or(state.heard_again);
+                    });
                 }
                 Output::Repeat => self.repeat(),
                 Output::Ended(code) => self.state.send_modify(|state| state.ended = Some(code)),
@@ -294,6 +328,7 @@ impl Driver {
     fn repeat(&self) {
         tracing::debug!("what was lost is repeated");
         self.wire.repeat();
+        self.wake.call();
         if let Err(error) = self.endpoint.rebind_abstract(self.wire.clone()) {
             tracing::debug!(%error, "could not wake the connections");
         }

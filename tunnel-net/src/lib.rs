@@ -15,6 +15,7 @@ pub mod proxy;
 pub mod quic;
 pub mod stream;
 pub mod tls;
+pub mod wake;
 pub mod websocket;
 
 mod dial;

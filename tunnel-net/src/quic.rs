@@ -3,16 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::congestion::CubicConfig;
 use quinn::{
     ConnectionIdGenerator as _, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
 };
 use tunnel_proto::defaults;
 
+use crate::wake::Wake;
+
 /// Bytes of a connection id: 96 random bits, so that ids do not collide and cannot be guessed.
 const CONNECTION_ID_BYTES: usize = 12;
 
-/// How long an end-to-end connection outlives the silence of its peer.
-pub const TUNNEL_SILENCE: Duration = Duration::from_secs(120);
+/// How long an end-to-end connection outlives the right to it: what ends the tunnel is to be heard, not to be guessed.
+/// Silence alone ends none before: a laptop sleeps, a server is down, a device is out of reach. Ends that are gone for good
+/// are found by the relay.
+const BEYOND_THE_RIGHT: Duration = Duration::from_secs(60);
 
 /// How often an end-to-end connection shows that it is alive, while it is open at the operator's end.
 pub const TUNNEL_KEEPALIVE: Duration = Duration::from_secs(15);
@@ -59,9 +64,11 @@ pub fn link_transport() -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-/// Returns the settings of the end-to-end connection at the device.
-pub fn agent_transport(sessions: u32) -> Arc<TransportConfig> {
-    let mut config = base(TUNNEL_SILENCE);
+/// Returns the settings of the end-to-end connection at the device, whose right ends in `left`. Of the two ends' patience
+/// the shorter one counts, which is this.
+pub fn agent_transport(sessions: u32, left: Duration, wake: &Wake) -> Arc<TransportConfig> {
+    let mut config = base(left + BEYOND_THE_RIGHT);
+    config.congestion_controller_factory(wake.before(Arc::new(CubicConfig::default())));
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(sessions))
         .stream_receive_window(VarInt::from_u32(AGENT_STREAM_WINDOW))
@@ -71,8 +78,9 @@ pub fn agent_transport(sessions: u32) -> Arc<TransportConfig> {
 }
 
 /// Returns the settings of the end-to-end connection at the operator.
-pub fn cli_transport() -> Arc<TransportConfig> {
-    let mut config = base(TUNNEL_SILENCE);
+pub fn cli_transport(wake: &Wake) -> Arc<TransportConfig> {
+    let mut config = base(defaults::TUNNEL_LIFETIME_MAX + BEYOND_THE_RIGHT);
+    config.congestion_controller_factory(wake.before(Arc::new(CubicConfig::default())));
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(CLI_STREAM_WINDOW))
@@ -86,7 +94,7 @@ pub fn cli_transport() -> Arc<TransportConfig> {
 fn base(silence: Duration) -> TransportConfig {
     let mut config = TransportConfig::default();
     let silence = IdleTimeout::try_from(silence).ok();
-    debug_assert!(silence.is_some(), "a few minutes fit an idle timeout");
+    debug_assert!(silence.is_some(), "a day fits an idle timeout");
     config
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)

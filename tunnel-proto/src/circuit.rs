@@ -386,6 +386,11 @@ impl<A: Address> Circuits<A> {
         self.refused
     }
 
+    /// Returns a number that grows with each authentic bind of a leg.
+    pub fn binds(&self, circuit: CircuitId, role: Role) -> Option<u64> {
+        Some(self.circuits.get(&circuit)?.legs[role as usize].lowest)
+    }
+
     /// Returns how many circuits are open.
     pub fn len(&self) -> usize {
         self.circuits.len()

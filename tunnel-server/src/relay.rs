@@ -277,6 +277,11 @@ impl Relay {
         }
     }
 
+    /// Returns for each circuit a number that changes whenever one of its legs is heard.
+    pub fn signs(&self, from: Role) -> Vec<(CircuitId, u64)> {
+        self.running.shared.signs(from)
+    }
+
     /// Returns counts of what is not of one circuit.
     pub fn stats(&self) -> RelayStats {
         self.running.shared.stats()

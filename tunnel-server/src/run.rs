@@ -290,8 +290,8 @@ fn start_watches(
         tunnels::watch::deadlines(control.clone()),
     ));
     lasting.spawn(named(
-        "silence of tunnels",
-        tunnels::watch::silence(control.clone()),
+        "operators of tunnels",
+        tunnels::watch::attendance(control.clone()),
     ));
     lasting.spawn(named("alarms of cuts", tunnels::confirm::alarms(control.clone())));
     lasting.spawn(named(

@@ -6,14 +6,17 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::Notify;
 use tunnel_proto::{DeviceId, Identity, TunnelId};
 
+use self::attendance::Attendance;
 use self::table::{Live, Phase, Table};
 use self::unconfirmed::Unconfirmed;
 
 mod attach;
+pub(crate) mod attendance;
 pub(crate) mod confirm;
 mod cut;
 mod end;
@@ -71,6 +74,16 @@ impl Tunnels {
             .is_some_and(|live| live.facts.device == *device && !matches!(live.phase(), Phase::Ended(_)))
     }
 
+    /// Notes that a request waits for a tunnel's end, until what is returned is told how that ended.
+    pub(crate) fn waits(&self, id: TunnelId) -> Waiting<'_> {
+        self.table().attend(id, Attendance::handle_waiting);
+        Waiting {
+            tunnels: self,
+            id,
+            answered: false,
+        }
+    }
+
     /// Returns the tunnels that a device should have, by what is known here, and does not have, by its own list.
     pub(crate) fn missing_at(&self, device: &Identity, tunnels: &[TunnelId]) -> Vec<TunnelId> {
         let accepted = |phase| matches!(phase, Phase::Opening | Phase::Open);
@@ -79,5 +92,29 @@ impl Tunnels {
             .iter()
             .filter(|live| accepted(live.phase()) && !tunnels.contains(&live.facts.id));
         missing.map(|live| live.facts.id).collect()
+    }
+}
+
+/// A request that waits for a tunnel's end. Dropped before it was answered, its peer has broken it off.
+#[derive(Debug)]
+pub(crate) struct Waiting<'t> {
+    tunnels: &'t Tunnels,
+    id: TunnelId,
+    answered: bool,
+}
+
+impl Waiting<'_> {
+    /// The request is answered.
+    pub(crate) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let (now, broken_off) = (Instant::now(), !self.answered);
+        self.tunnels
+            .table()
+            .attend(self.id, |attendance| attendance.handle_done(now, broken_off));
     }
 }

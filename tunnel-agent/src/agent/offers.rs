@@ -11,6 +11,7 @@ use tunnel_proto::message::{Attach, Attached, FromAgent, Offer, OfferAnswer, Tun
 
 use super::{Agent, Live};
 use crate::acceptance::Situation;
+use crate::operator::Operator;
 use crate::tunnel::Tunnel;
 
 impl Agent {
@@ -39,6 +40,7 @@ impl Agent {
     }
 
     fn judge(&mut self, offer: &Offer) -> Result<Grant, Code> {
+        let tunnels = self.make_room();
         let linked = self.linked.as_ref().ok_or(Code::Protocol)?;
         let grant_key = linked.grant_key.as_ref().ok_or(Code::Protocol)?;
         let time = self.server_time.ok_or(Code::Protocol)?;
@@ -49,9 +51,28 @@ impl Agent {
             now: time.now(Instant::now()),
             policy: &settings.policy,
             access: settings.access,
-            tunnels: self.tunnels.len() + self.duty.others().len(),
+            tunnels,
         };
         self.acceptance.judge(offer, &situation)
+    }
+
+    /// Returns how many tunnels count. Where there is no room for one more, the one whose operator has been silent longest
+    /// gives way: a ghost blocks nobody.
+    fn make_room(&self) -> usize {
+        let now = Instant::now();
+        let counted = self.tunnels.values().filter(|live| !live.operator.is_gone());
+        let count = counted.clone().count() + self.duty.others().len();
+        if count < self.settings.borrow().policy.max_tunnels as usize {
+            return count;
+        }
+        let silent = |live: &Live| Some((live.operator.silence(now)?, live.operator.clone()));
+        match counted.filter_map(silent).max_by_key(|(silence, _)| *silence) {
+            Some((_, operator)) => {
+                operator.give_way();
+                count - 1
+            }
+            None => count,
+        }
     }
 
     fn start(&mut self, grant: Grant) {
@@ -68,6 +89,7 @@ impl Agent {
             left_secs = left.as_secs(),
             "tunnel accepted"
         );
+        let operator = Operator::default();
         let (attach, attached) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let tunnel = Tunnel::new(
@@ -77,6 +99,7 @@ impl Agent {
             self.settings.subscribe(),
             self.sessions.clone(),
             self.reports.0.clone(),
+            operator.clone(),
         );
         let span = tracing::info_span!("tunnel", tunnel = id.fmt_short());
         let task = self
@@ -89,6 +112,7 @@ impl Agent {
                 grant,
                 attach: Some(attach),
                 end: Some(end),
+                operator,
                 task,
             },
         );

@@ -185,7 +185,7 @@ impl Server {
         .unwrap();
         let tls = tls::tunnel_client(&ends, operator, grant.device_identity());
         let mut config = quinn::ClientConfig::new(tls::quic_client(tls));
-        config.transport_config(quic::cli_transport());
+        config.transport_config(quic::cli_transport(leg.wake()));
         let connection = leg.connect(config).unwrap().await?;
         Ok(Tunnel {
             connection,

@@ -32,8 +32,8 @@ impl End {
         let (tell, told) = watch::channel(None);
         let task = AbortOnDropHandle::new(tokio::task::spawn(async move {
             let refusal = tokio::select! {
-                refusal = by_relay(leg) => refusal,
-                refusal = by_server(api, id) => refusal,
+                refusal = by_relay(leg.clone()) => refusal,
+                refusal = by_server(api, id, leg) => refusal,
             };
             tell.send_replace(Some(refusal));
             // Lives on, so that those who look later still find it.
@@ -105,12 +105,28 @@ async fn by_relay(mut leg: watch::Receiver<LegState>) -> Refusal {
     }
 }
 
+/// Waits until the relay is heard again after it has been silent.
+async fn heard_again(leg: &mut watch::Receiver<LegState>) {
+    let before = leg.borrow_and_update().heard_again;
+    if leg.wait_for(|state| state.heard_again != before).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// Asks the server to answer when the tunnel has ended. A live tunnel does not depend on the server, so what goes wrong
 /// here is tried again, ever slower.
-async fn by_server(mut api: Api, id: TunnelId) -> Refusal {
+async fn by_server(mut api: Api, id: TunnelId, mut leg: watch::Receiver<LegState>) -> Refusal {
     let mut backoff = Backoff::default();
     loop {
-        match api.wait_end(id).await {
+        let answer = tokio::select! {
+            answer = api.wait_end(id) => answer,
+            // The connection has been through the same outage, and may be dead without knowing.
+            () = heard_again(&mut leg) => {
+                api = api.again();
+                continue;
+            }
+        };
+        match answer {
             Ok(Some(refusal)) => return refusal,
             Ok(None) => backoff.succeeded(),
             // The server that answers so will not answer better later.

@@ -9,6 +9,7 @@ use tunnel_net::clock::{Clock as _, SystemClock};
 use tunnel_net::leg::Leg;
 use tunnel_net::quic;
 use tunnel_net::tls::{self, Credentials, Ends, NoRevocations};
+use tunnel_net::wake::Wake;
 use tunnel_proto::Identity;
 
 use super::in_time;
@@ -82,21 +83,31 @@ impl Fleet {
         client
     }
 
-    /// Connects the two ends over their legs.
-    pub(crate) async fn connect(&self, source: Leg, destination: Leg) -> Connected {
-        let server_tls = tls::tunnel_server(
+    /// QUIC of the device's end of a tunnel.
+    pub(crate) fn tunnel_server(&self, wake: &Wake) -> quinn::ServerConfig {
+        let tls = tls::tunnel_server(
             &self.ends,
             &self.device.1,
             self.operator.0.clone(),
             self.operator.1.key_hash(),
         );
-        let mut server = quinn::ServerConfig::with_crypto(tls::quic_server(server_tls));
-        server.transport_config(quic::agent_transport(16));
-        let endpoint = destination.accept_endpoint(server);
-        let client_tls = tls::tunnel_client(&self.ends, &self.operator.1, self.device.0.clone());
-        let mut client = quinn::ClientConfig::new(tls::quic_client(client_tls));
-        client.transport_config(quic::cli_transport());
-        let connecting = source.connect(client).unwrap();
+        let mut server = quinn::ServerConfig::with_crypto(tls::quic_server(tls));
+        server.transport_config(quic::agent_transport(16, Duration::from_secs(12 * 3600), wake));
+        server
+    }
+
+    /// QUIC of the operator's end of a tunnel.
+    pub(crate) fn tunnel_client(&self, wake: &Wake) -> quinn::ClientConfig {
+        let tls = tls::tunnel_client(&self.ends, &self.operator.1, self.device.0.clone());
+        let mut client = quinn::ClientConfig::new(tls::quic_client(tls));
+        client.transport_config(quic::cli_transport(wake));
+        client
+    }
+
+    /// Connects the two ends over their legs.
+    pub(crate) async fn connect(&self, source: Leg, destination: Leg) -> Connected {
+        let endpoint = destination.accept_endpoint(self.tunnel_server(destination.wake()));
+        let connecting = source.connect(self.tunnel_client(source.wake())).unwrap();
         let accepting = async { endpoint.accept().await.unwrap().await.unwrap() };
         let both = async { tokio::join!(async { connecting.await.unwrap() }, accepting) };
         let (operator, device) = in_time("connected", both).await;

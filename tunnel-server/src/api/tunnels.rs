@@ -165,6 +165,9 @@ pub(crate) async fn end(
     let tunnel = visible(&control, &caller, id, Action::ViewAllTunnels).await?;
     let mut ended = None;
     if let Some(live) = control.tunnels.get(id) {
+        // Whoever else looks on says nothing about the operator's end.
+        let is_own = tunnel.decided.operator == caller.name;
+        let waiting = is_own.then(|| control.tunnels.waits(id));
         let mut phase = live.watch();
         tokio::select! {
             phase = phase.wait_for(|phase| matches!(phase, Phase::Ended(_))) => {
@@ -174,6 +177,9 @@ pub(crate) async fn end(
             }
             () = tokio::time::sleep(POLL) => {}
             () = control.stopping() => {}
+        }
+        if let Some(waiting) = waiting {
+            waiting.answered();
         }
     }
     // Told at once; the record may still be on its way to the disk.

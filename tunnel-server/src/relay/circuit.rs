@@ -208,6 +208,16 @@ impl Circuit {
         }
     }
 
+    /// Returns how many datagrams have come from a leg so far.
+    pub(super) fn heard(&self, from: Role) -> u64 {
+        let way = &self.ways[from as usize];
+        let (sent, dropped) = (
+            way.datagrams.load(Ordering::Relaxed),
+            way.dropped.load(Ordering::Relaxed),
+        );
+        sent.wrapping_add(dropped)
+    }
+
     /// Returns what was forwarded so far.
     pub(super) fn traffic(&self) -> Traffic {
         let [source, destination] = &self.ways;

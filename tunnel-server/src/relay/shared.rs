@@ -248,6 +248,16 @@ impl Shared {
         Some(circuit.traffic())
     }
 
+    /// Returns for each circuit a number that changes whenever one of its legs is heard: by its data or its binds.
+    pub(super) fn signs(&self, from: Role) -> Vec<(CircuitId, u64)> {
+        let state = self.state();
+        let signs = |(id, circuit): (&CircuitId, &Arc<Circuit>)| {
+            let binds = state.machine.binds(*id, from).unwrap_or_default();
+            (*id, circuit.heard(from).wrapping_add(binds))
+        };
+        state.open.iter().map(signs).collect()
+    }
+
     /// Returns counts of what is not of one circuit.
     pub(super) fn stats(&self) -> RelayStats {
         let (circuits, mut refused) = {

@@ -147,6 +147,7 @@ impl Control {
         let (groups, device) = tokio::join!(self.groups_of(&caller.name), self.store.device(&wish.device));
         let device = device.map_err(|error| self.store_failed(&error))?;
         let asker = Asker::new(caller, groups?, self.now());
+        self.make_room(&caller.name, &wish.device).await;
         let permitted = match self.decide(caller, wish, &asker, device.as_ref()) {
             Ok(permitted) => permitted,
             Err(denial) => {

@@ -16,10 +16,12 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tunnel_proto::bind::Role;
+use tunnel_proto::defaults::BIND_DEADLINE;
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::Subject;
 use tunnel_proto::{CircuitId, Code, DeviceId, Identity, OperatorName, ServiceName, TunnelId, UnixTime};
 
+use super::attendance::Attendance;
 use super::reconsider::Touched;
 
 /// Live tunnels of one operator.
@@ -104,8 +106,9 @@ impl Live {
 struct Entry {
     live: Arc<Live>,
     bound: [bool; 2],
-    /// Datagrams that the relay had forwarded when they last changed, and when that was.
-    heard: (u64, Instant),
+    since: Instant,
+    /// What is known of the operator's end.
+    operator: Attendance,
 }
 
 /// The live tunnels.
@@ -148,7 +151,8 @@ impl Table {
             Entry {
                 live: live.clone(),
                 bound: [false; 2],
-                heard: (0, now),
+                since: now,
+                operator: Attendance::new(now),
             },
         );
         Ok(live)
@@ -274,13 +278,53 @@ impl Table {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
-    /// Notes how many datagrams a tunnel's circuit has forwarded, and returns since when nothing has come.
-    pub(crate) fn heard(&mut self, id: TunnelId, datagrams: u64, now: Instant) -> Option<Instant> {
-        let entry = self.tunnels.get_mut(&id)?;
-        if entry.heard.0 != datagrams {
-            entry.heard = (datagrams, now);
+    /// Notes what is learnt of the operator's end of a tunnel.
+    pub(crate) fn attend(&mut self, id: TunnelId, learn: impl FnOnce(&mut Attendance)) {
+        if let Some(entry) = self.tunnels.get_mut(&id) {
+            learn(&mut entry.operator);
         }
-        Some(entry.heard.1)
+    }
+
+    /// Notes for each circuit how many signs of life of the operator there have been so far.
+    pub(crate) fn listen(&mut self, signs: &[(CircuitId, u64)], now: Instant) {
+        for (circuit, signs) in signs {
+            if let Some(id) = self.by_circuit.get(circuit).copied() {
+                self.attend(id, |operator| operator.handle_signs(now, *signs));
+            }
+        }
+    }
+
+    /// Returns the tunnels without an operator, and those that were never opened by both ends.
+    pub(crate) fn abandoned(&self, now: Instant) -> Vec<TunnelId> {
+        let is_abandoned = |entry: &Entry| match entry.live.phase() {
+            Phase::Open => entry.operator.is_gone(now),
+            // One that was opening when the server stopped; of others the relay tells.
+            Phase::Opening => now.saturating_duration_since(entry.since) >= 2 * BIND_DEADLINE,
+            Phase::Deciding | Phase::Ended(_) => false,
+        };
+        let tunnels = self.tunnels.iter();
+        tunnels
+            .filter(|(_, entry)| is_abandoned(entry))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Returns which tunnel makes room for one more of this operator to this device, if there is no room: the one whose
+    /// operator has been silent longest, and long enough. Ghosts do not count.
+    pub(crate) fn in_the_way(
+        &self,
+        operator: &OperatorName,
+        device: &DeviceId,
+        now: Instant,
+    ) -> Option<TunnelId> {
+        let of_operator = self.by_operator.get(operator).map(|ids| (ids, MAX_OF_OPERATOR));
+        let of_device = self.by_device.get(device).map(|ids| (ids, MAX_OF_DEVICE));
+        let full = [of_operator, of_device].into_iter().flatten();
+        let full = full.filter(|(ids, most)| ids.len() >= *most);
+        full.flat_map(|(ids, _)| ids)
+            .filter_map(|id| Some((self.tunnels.get(id)?.operator.gives_way(now)?, *id)))
+            .max()
+            .map(|(_, id)| id)
     }
 }
 
@@ -398,14 +442,61 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_counted_from_the_last_datagram() {
-        let now = Instant::now();
+    fn what_nobody_attends_is_abandoned() {
+        let start = Instant::now();
         let mut table = Table::default();
-        table.insert(facts(1, now), Phase::Opening, now).unwrap();
-        let later = now + Duration::from_secs(5);
-        assert_eq!(table.heard(id(1), 0, later), Some(now));
-        assert_eq!(table.heard(id(1), 9, later), Some(later));
-        assert_eq!(table.heard(id(1), 9, later + Duration::from_secs(5)), Some(later));
+        for (n, phase) in [(1, Phase::Opening), (2, Phase::Open), (3, Phase::Open)] {
+            table.insert(facts(n, start), phase, start).unwrap();
+        }
+        table.attend(id(2), Attendance::handle_waiting);
+        let now = start + Duration::from_secs(3);
+        table.listen(
+            &[
+                (CircuitId::from_bytes([2; 16]), 1),
+                (CircuitId::from_bytes([9; 16]), 1),
+            ],
+            now,
+        );
+        table.attend(id(2), |operator| operator.handle_done(now, true));
+        assert_eq!(table.abandoned(now), []);
+        assert_eq!(table.abandoned(start + 2 * BIND_DEADLINE), [id(1), id(2)]);
+    }
+
+    /// THREATS part 5, with the ghosts of those who are gone left out.
+    #[test]
+    fn ghosts_make_room() {
+        let start = Instant::now();
+        let mut table = Table::default();
+        let numbered = |n: usize| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&(n as u64).to_be_bytes());
+            bytes
+        };
+        for n in 0..MAX_OF_DEVICE {
+            let one = Facts {
+                id: TunnelId::from_bytes(numbered(n)),
+                circuit: CircuitId::from_bytes(numbered(n)),
+                ..facts(1, start)
+            };
+            table.insert(one, Phase::Open, start).unwrap();
+        }
+        let (ana, pump, pond) = (
+            "ana".parse().unwrap(),
+            "pump".parse().unwrap(),
+            "pond".parse().unwrap(),
+        );
+        let now = start + Duration::from_secs(60);
+        assert!(table.in_the_way(&ana, &pump, now).is_some());
+        assert_eq!(table.in_the_way(&ana, &pond, now), None, "there is room");
+        let all_but_one: Vec<_> = (0..MAX_OF_DEVICE)
+            .filter(|n| *n != 7)
+            .map(|n| (CircuitId::from_bytes(numbered(n)), 1))
+            .collect();
+        table.listen(&all_but_one, now);
+        let ghost = TunnelId::from_bytes(numbered(7));
+        assert_eq!(table.in_the_way(&ana, &pump, now), Some(ghost));
+        table.listen(&[(CircuitId::from_bytes(numbered(7)), 1)], now);
+        assert_eq!(table.in_the_way(&ana, &pump, now), None, "all are heard");
     }
 
     #[test]

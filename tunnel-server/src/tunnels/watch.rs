@@ -4,19 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tunnel_proto::defaults::{BIND_DEADLINE, TUNNEL_IDLE};
-use tunnel_proto::{CircuitId, Code, TunnelId};
+use tunnel_proto::bind::Role;
+use tunnel_proto::{CircuitId, Code, DeviceId, OperatorName, TunnelId};
 
-use super::table::{Live, Phase};
+use super::attendance::LISTEN_EVERY;
 use crate::control::Control;
 use crate::relay::RelayEvent;
 
-/// How often the circuits are asked whether anything still passes.
-const LISTEN_EVERY: Duration = Duration::from_secs(30);
-
-/// How long a circuit may be without a single datagram. The agent ends a tunnel that has no session, so this is for
-/// tunnels whose both ends are gone; a live one, however quiet, has its keepalives.
-const SILENCE: Duration = TUNNEL_IDLE;
+/// How long to sleep where no tunnel has a deadline.
+const NO_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Who ends what nobody asked to end.
 const BY: &str = "server";
@@ -39,7 +35,7 @@ pub(crate) async fn deadlines(control: Arc<Control>) {
             control.spawn(async move { owner.record_ends(cuts, BY).await });
             continue;
         }
-        let wait = next.map_or(LISTEN_EVERY, |next| next.saturating_duration_since(now));
+        let wait = next.map_or(NO_DEADLINE, |next| next.saturating_duration_since(now));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = changed => {}
@@ -48,36 +44,16 @@ pub(crate) async fn deadlines(control: Arc<Control>) {
     }
 }
 
-/// Ends each tunnel whose circuit has been silent for too long.
-pub(crate) async fn silence(control: Arc<Control>) {
+/// Ends each tunnel whose operator is gone.
+pub(crate) async fn attendance(control: Arc<Control>) {
     while !control.is_stopping() {
         tokio::select! {
             () = tokio::time::sleep(LISTEN_EVERY) => {}
             () = control.stopping() => return,
         }
-        let silent = silent(&control, Instant::now());
-        control.end_tunnels(silent, Code::TunnelLost, BY).await;
+        let abandoned = control.listen(Instant::now());
+        control.end_tunnels(abandoned, Code::TunnelLost, BY).await;
     }
-}
-
-fn silent(control: &Control, now: Instant) -> Vec<TunnelId> {
-    let live = control.tunnels.table().live();
-    let is_silent = |live: &Live| {
-        let patience = match live.phase() {
-            Phase::Open => SILENCE,
-            // One that was opening when the server stopped; of others the relay tells.
-            Phase::Opening => 2 * BIND_DEADLINE,
-            Phase::Deciding | Phase::Ended(_) => return false,
-        };
-        let traffic = control.relay.traffic(live.facts.circuit).unwrap_or_default();
-        let datagrams = traffic.datagrams_in.wrapping_add(traffic.datagrams_out);
-        let since = control.tunnels.table().heard(live.facts.id, datagrams, now);
-        since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
-    };
-    live.iter()
-        .filter(|live| is_silent(live))
-        .map(|live| live.facts.id)
-        .collect()
 }
 
 /// Takes in what the relay tells, until the server stops.
@@ -121,6 +97,23 @@ fn end(control: &Arc<Control>, circuit: CircuitId, why: Code) {
 }
 
 impl Control {
+    /// Listens to the operators' legs, and returns the tunnels that nobody is at any more.
+    fn listen(&self, now: Instant) -> Vec<TunnelId> {
+        let signs = self.relay.signs(Role::Source);
+        let mut table = self.tunnels.table();
+        table.listen(&signs, now);
+        table.abandoned(now)
+    }
+
+    /// Makes room for one more tunnel where a ghost is in the way.
+    pub(super) async fn make_room(self: &Arc<Self>, operator: &OperatorName, device: &DeviceId) {
+        let ghost = self.tunnels.table().in_the_way(operator, device, Instant::now());
+        if let Some(ghost) = ghost {
+            // A record that fails was logged and is tried again.
+            let _ = self.end_tunnel(ghost, Code::TunnelLost, BY).await;
+        }
+    }
+
     /// Writes down that both legs of a tunnel are bound.
     async fn connected(&self, tunnel: TunnelId) {
         if let Err(error) = self.store.tunnel_open(tunnel).await {
