@@ -10,7 +10,7 @@ use tunnel_proto::carrier::Carrier;
 
 use super::serve;
 use crate::control::Control;
-use crate::run::gate::{Gate, HANDSHAKES, PER_PROVEN_SOURCE, PER_SOURCE, Pass};
+use crate::run::gate::{Gate, HANDSHAKES, PER_PROVEN_SOURCE, Pass};
 
 /// How long a handshake may take, and then the agent's first message (THREATS part 5).
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
@@ -49,23 +49,20 @@ pub(crate) async fn accept(control: Arc<Control>, endpoint: Endpoint, stop: Canc
 
 /// Lets a handshake begin, or asks its sender to prove its address first, or sends it away.
 ///
-/// A WebSocket's address is proven by TCP. Above a quarter of the limit everybody else proves it with a Retry.
+/// A WebSocket's address is proven by TCP, and everybody else proves it with a Retry: nothing is kept of a handshake before
+/// that, and no more is sent than came. What QUIC itself allows is three times as much, and quinn a packet on top of that
+/// (THREATS DAT-08, DAT-12).
 fn admit(control: &Control, gate: &Gate, incoming: Incoming) -> Option<(Incoming, Pass)> {
     let (carrier, source) = control.relay.peer_of(incoming.remote_address());
-    let proven = incoming.remote_address_validated() || carrier == Carrier::WebSocket;
-    if !proven && gate.is_crowded() {
+    if !incoming.remote_address_validated() && carrier != Carrier::WebSocket {
+        // It fails only where the address is proven.
         let _ = incoming.retry();
         return None;
     }
-    let limit = if proven { PER_PROVEN_SOURCE } else { PER_SOURCE };
-    match gate.enter(source.ip(), limit) {
+    match gate.enter(source.ip(), PER_PROVEN_SOURCE) {
         Some(place) => Some((incoming, place)),
-        None if proven => {
-            incoming.refuse();
-            None
-        }
         None => {
-            let _ = incoming.retry();
+            incoming.refuse();
             None
         }
     }

@@ -62,11 +62,6 @@ impl Gate {
             source,
         })
     }
-
-    /// Says whether more than a quarter of the room is taken: from there on addresses have to be proven first.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner).all > self.most / 4
-    }
 }
 
 /// One place inside; given back on drop.
@@ -105,9 +100,8 @@ mod tests {
             .collect();
         assert_eq!(held.len(), 2);
         let other = gate.enter(address("192.0.2.2"), 2);
-        assert!(other.is_some() && gate.is_crowded());
+        assert!(other.is_some());
         drop(held);
-        assert!(!gate.is_crowded());
         assert!(gate.enter(address("192.0.2.1"), 2).is_some());
     }
 
