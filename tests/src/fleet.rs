@@ -1,12 +1,13 @@
 //! A whole fleet for one test: a server, devices, operators.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tempfile::TempDir;
 
 use crate::agent::{Agent, Builder};
+use crate::middle::Middle;
 use crate::operator::Operator;
 use crate::place::Place;
 use crate::server::Server;
@@ -104,7 +105,18 @@ impl Fleet {
                 _guard: TURN.read().unwrap_or_else(PoisonError::into_inner),
             }
         };
-        Self::build(plan, turn)
+        Self::build(plan, turn, None)
+    }
+
+    /// Starts a server on loopback that everybody else reaches through a man in the middle alone.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub fn behind(middle: &Middle) -> Self {
+        let turn = Turn::Shared {
+            _guard: TURN.read().unwrap_or_else(PoisonError::into_inner),
+        };
+        Self::build(Plan::default(), turn, Some(middle))
     }
 
     /// Starts another fleet for the same test, on loopback.
@@ -112,12 +124,16 @@ impl Fleet {
     /// # Panics
     /// When that does not work.
     pub fn another(&self) -> Self {
-        Self::build(Plan::default(), Turn::OfAnother)
+        Self::build(Plan::default(), Turn::OfAnother, None)
     }
 
-    fn build(plan: Plan, turn: Turn) -> Self {
+    fn build(plan: Plan, turn: Turn, middle: Option<&Middle>) -> Self {
         let directory = TempDir::with_prefix("tunnel-e2e-").expect("a temporary directory");
-        let server = Server::start(&plan.server, plan.ip, directory.path());
+        let told = middle.map(Middle::address);
+        let server = Server::start_as(&plan.server, plan.ip, told, directory.path());
+        if let Some(middle) = middle {
+            middle.lead_to(server.address());
+        }
         let admin = Operator::login("admin", &plan.operators, directory.path(), server.invite());
         Self {
             admin,
@@ -167,6 +183,11 @@ impl Fleet {
             .server
             .enrol_code(&["--operator", name, "--group", "technicians"]);
         Operator::login(name, &self.operators, self.directory.path(), &code)
+    }
+
+    /// Returns the state directory of a device's agent.
+    pub fn device_state(&self, id: &str) -> PathBuf {
+        self.directory.path().join(format!("agent-{id}")).join("state")
     }
 
     /// Returns where the devices are.

@@ -7,16 +7,20 @@
 
 pub mod agent;
 pub mod api;
+pub mod bare;
 pub mod bytes;
 pub mod chaos;
 pub mod checked;
 pub mod fleet;
 pub mod lab;
 pub mod manager;
+pub mod middle;
 pub mod operator;
 pub mod place;
 pub mod process;
 pub mod programs;
+pub mod puppet;
+pub mod raw;
 pub mod server;
 pub mod service;
 pub mod skip;

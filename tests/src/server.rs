@@ -31,15 +31,25 @@ impl Server {
     /// # Panics
     /// When that does not work.
     pub fn start(place: &Place, ip: IpAddr, directory: &Path) -> Self {
+        Self::start_as(place, ip, None, directory)
+    }
+
+    /// As [`Server::start`]; everybody is told another address than the one that it listens on.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn start_as(place: &Place, ip: IpAddr, told: Option<SocketAddr>, directory: &Path) -> Self {
         let mut server = (0..5)
-            .find_map(|attempt| Self::try_start(place, ip, &directory.join(format!("server-{attempt}"))))
+            .find_map(|attempt| {
+                Self::try_start(place, ip, told, &directory.join(format!("server-{attempt}")))
+            })
             .expect("some port stays free between two moments");
         server.wait_until_listening();
         server
     }
 
     /// Another program may take the port between the look for it and its use: that is no failure of the server.
-    fn try_start(place: &Place, ip: IpAddr, directory: &Path) -> Option<Self> {
+    fn try_start(place: &Place, ip: IpAddr, told: Option<SocketAddr>, directory: &Path) -> Option<Self> {
         std::fs::create_dir(directory).expect("a new directory");
         let address = free_address(place, ip);
         let data = directory.join("data");
@@ -56,7 +66,7 @@ impl Server {
         .arg(&data);
         init.args([
             "--address",
-            &address.to_string(),
+            &told.unwrap_or(address).to_string(),
             "--listen",
             &address.to_string(),
         ]);

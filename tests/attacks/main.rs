@@ -1,0 +1,14 @@
+//! The attacks of `docs/threats.md` as tests: each row is one, named by its id, against the real programs over real sockets.
+
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
+mod binds;
+mod datagrams;
+mod floods;
+mod handshakes;
+mod path;
+mod quic;
+mod report;
+mod streams;
+mod web;
+mod world;

@@ -1,0 +1,201 @@
+//! Which rows of `docs/threats.md` are tried, and by what: checked on each run, and written to `docs/attacks.md`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// The groups whose every row must be answered for here.
+const GROUPS: [&str; 1] = ["DAT"];
+
+/// Rows that a test elsewhere holds, beside those here or in their place: row, file, test.
+const ELSEWHERE: &[(&str, &str, &str)] = &[
+    (
+        "DAT-01",
+        "tunnel-proto/src/circuit/tests.rs",
+        "random_runs_keep_the_invariants",
+    ),
+    (
+        "DAT-03",
+        "tunnel-net/tests/network/moves.rs",
+        "a_session_goes_on_at_once_after_a_move",
+    ),
+    (
+        "DAT-05",
+        "tunnel-proto/src/circuit/tests.rs",
+        "dat_05_random_ids_and_tags_change_nothing",
+    ),
+    (
+        "DAT-06",
+        "tunnel-server/src/relay/tests/silence.rs",
+        "refused_binds_are_counted_and_not_answered",
+    ),
+    (
+        "DAT-12",
+        "tunnel-server/src/run/gate.rs",
+        "one_source_does_not_shut_others_out",
+    ),
+    (
+        "DAT-22",
+        "tunnel-server/src/relay/tests/websockets.rs",
+        "dat_22_a_receiver_that_does_not_read_costs_only_itself",
+    ),
+    (
+        "DAT-24",
+        "tests/e2e/carriers.rs",
+        "a_session_goes_back_to_udp_when_it_passes_again",
+    ),
+    (
+        "DAT-26",
+        "tunnel-server/src/relay/budget.rs",
+        "dat_26_small_datagrams_have_a_rate_and_full_ones_none",
+    ),
+];
+
+/// Rows that do not apply, and why.
+const NOT_APPLICABLE: &[(&str, &str)] = &[];
+
+/// Has the table written where it differs; without it that is a failure.
+const UPDATE: &str = "TUNNEL_UPDATE_ATTACKS";
+
+/// A row of the catalogue.
+struct Row {
+    id: String,
+    attack: String,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The rows of the catalogue, in their order.
+fn rows() -> Vec<Row> {
+    let text = read(&root().join("docs/threats.md"));
+    let row = |line: &str| {
+        let mut cells = line.strip_prefix("| ")?.split(" | ");
+        let (id, attack) = (cells.next()?, cells.next()?);
+        let (group, number) = id.split_once('-')?;
+        let is_id = group.len() == 3 && group.bytes().all(|byte| byte.is_ascii_uppercase());
+        (is_id && number.parse::<u32>().is_ok()).then(|| Row {
+            id: id.to_owned(),
+            attack: attack.trim_end_matches(" |").to_owned(),
+        })
+    };
+    text.lines().filter_map(row).collect()
+}
+
+/// The tests of this suite by the row that their names begin with.
+fn tests() -> BTreeMap<String, Vec<String>> {
+    let mut found = BTreeMap::<String, Vec<String>>::new();
+    let mut files: Vec<_> = std::fs::read_dir(root().join("tests/attacks"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    for file in files {
+        let (text, module) = (
+            read(&file),
+            file.file_stem().unwrap().to_string_lossy().into_owned(),
+        );
+        for (before, after) in text.lines().zip(text.lines().skip(1)) {
+            let Some(name) = after.strip_prefix("fn ").and_then(|rest| rest.split('(').next()) else {
+                continue;
+            };
+            let mut parts = name.splitn(3, '_');
+            if let (Some(group), Some(number), Some(_)) = (parts.next(), parts.next(), parts.next())
+                && before == "#[test]"
+                && number.parse::<u32>().is_ok()
+            {
+                let id = format!("{}-{number}", group.to_uppercase());
+                found.entry(id).or_default().push(format!("`{module}::{name}`"));
+            }
+        }
+    }
+    found
+}
+
+/// What answers for a row; nothing if nothing does.
+fn answer(id: &str, tests: &BTreeMap<String, Vec<String>>) -> Option<String> {
+    let mut answers = tests.get(id).cloned().unwrap_or_default();
+    for (_, file, test) in ELSEWHERE.iter().filter(|(row, ..)| *row == id) {
+        answers.push(format!("`{test}` in `{file}`"));
+    }
+    let reason = NOT_APPLICABLE.iter().find(|(row, _)| *row == id);
+    match (answers.is_empty(), reason) {
+        (false, None) => Some(answers.join("<br>")),
+        (true, Some((_, why))) => Some(format!("does not apply: {why}")),
+        (true, None) => None,
+        (false, Some(_)) => panic!("{id} does not apply, and is tried"),
+    }
+}
+
+fn table() -> String {
+    let (tests, rows) = (tests(), rows());
+    let of_groups = rows.iter().filter(|row| GROUPS.contains(&&row.id[..3]));
+    let (mut lines, mut tried, mut not_applicable) = (String::new(), 0, 0);
+    for row in of_groups {
+        let Some(answer) = answer(&row.id, &tests) else {
+            panic!("{} has no test, none elsewhere, and no reason", row.id);
+        };
+        if answer.starts_with("does not apply") {
+            not_applicable += 1;
+        } else {
+            tried += 1;
+        }
+        writeln!(lines, "| {} | {} | {answer} |", row.id, row.attack).unwrap();
+    }
+    format!(
+        "# Attacks that are tried on each run of the tests\n\n\
+         Written by `make attacks` once all of them were held off; a test fails where it is not current. The rows are \
+         those of [threats.md](threats.md), groups: {}. Tests without a file stand in `tests/attacks/`; what they attack \
+         is `tunnel-server`, `tunnel-agent` and `tunnel` as processes, over sockets of this machine.\n\n\
+         {tried} rows tried, {tried} held, {not_applicable} not applicable.\n\n\
+         | row | attack | held off in |\n|---|---|---|\n{lines}",
+        GROUPS.join(", ")
+    )
+}
+
+#[test]
+fn every_row_is_answered_for_and_the_table_is_current() {
+    let file = root().join("docs/attacks.md");
+    let table = table();
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(&file, &table).unwrap();
+    }
+    assert!(
+        read(&file) == table,
+        "docs/attacks.md is not current: `make attacks` writes it"
+    );
+}
+
+#[test]
+fn every_test_has_a_row_and_every_test_elsewhere_exists() {
+    let rows = rows();
+    let known = |id: &str| rows.iter().any(|row| row.id == id);
+    for id in tests().keys() {
+        assert!(known(id), "{id} is tested, and is no row of docs/threats.md");
+    }
+    for (id, file, test) in ELSEWHERE {
+        assert!(known(id), "{id} is no row of docs/threats.md");
+        let text = read(&root().join(file));
+        assert!(text.contains(&format!("fn {test}(")), "{file} has no test {test}");
+    }
+    for (id, _) in NOT_APPLICABLE {
+        assert!(known(id), "{id} is no row of docs/threats.md");
+    }
+}
+
+#[test]
+fn the_catalogue_has_every_row_once() {
+    let rows = rows();
+    let mut ids: Vec<_> = rows.iter().map(|row| row.id.as_str()).collect();
+    ids.sort_unstable();
+    let count = ids.len();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "a row stands twice in docs/threats.md");
+    let data_plane = ids.iter().filter(|id| id.starts_with("DAT-")).count();
+    assert_eq!(data_plane, 28);
+}
