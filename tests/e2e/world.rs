@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use tunnel_e2e::dns::{Dns, Zone};
 use tunnel_e2e::{Fleet, Lab, Plan};
 
 /// A network with a fleet in it. The fleet goes before its network does.
@@ -18,6 +19,9 @@ pub(crate) const TECHNICIAN: &str = "technician";
 pub(crate) const SITE: &str = "site";
 /// The device's host name.
 pub(crate) const DEVICE: &str = "device";
+
+/// The server's name, where it has one.
+pub(crate) const NAME: &str = "relay.test";
 
 /// A device behind NAT, on links of no length.
 pub(crate) const NAT: &str = r#"
@@ -53,8 +57,21 @@ impl World {
         Self::build(network, true)
     }
 
-    fn build(network: &str, alone: bool) -> Self {
+    /// As [`World::new`], with a server that is known by [`NAME`], which a DNS server on each host knows.
+    pub(crate) fn named(network: &str, zone: &Zone) -> (Self, Vec<Dns>) {
         let lab = Lab::up(network);
+        lab.ask_own_dns();
+        let hosts = [SERVER, TECHNICIAN, DEVICE];
+        let dns = hosts.map(|host| Dns::start(&lab.host(host), zone));
+        (Self::within(lab, network, Some(NAME), false), dns.into())
+    }
+
+    fn build(network: &str, alone: bool) -> Self {
+        Self::within(Lab::up(network), network, None, alone)
+    }
+
+    /// Starts a fleet in a network that is there.
+    pub(crate) fn within(lab: Lab, network: &str, name: Option<&str>, alone: bool) -> Self {
         let v6 = network.contains("2001:db8::1\"");
         let ip: IpAddr = if v6 { "2001:db8::1" } else { "198.51.100.1" }.parse().unwrap();
         let plan = Plan {
@@ -65,7 +82,7 @@ impl World {
             alone,
         };
         Self {
-            fleet: Fleet::start(plan),
+            fleet: Fleet::start_named(plan, name),
             lab,
         }
     }

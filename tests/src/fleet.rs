@@ -10,7 +10,7 @@ use crate::agent::{Agent, Builder};
 use crate::middle::Middle;
 use crate::operator::Operator;
 use crate::place::Place;
-use crate::server::Server;
+use crate::server::{Server, Told};
 use crate::sshd::Sshd;
 
 /// Held by each fleet: shared by most, alone by those whose test looks at the clock.
@@ -95,6 +95,14 @@ impl Fleet {
     /// # Panics
     /// When that does not work.
     pub fn start(plan: Plan) -> Self {
+        Self::start_named(plan, None)
+    }
+
+    /// As [`Fleet::start`], with a server that is known by a name in place of its address.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub fn start_named(plan: Plan, name: Option<&str>) -> Self {
         // A test that failed has left nothing behind that another one would trip over.
         let turn = if plan.alone {
             Turn::Alone {
@@ -105,7 +113,7 @@ impl Fleet {
                 _guard: TURN.read().unwrap_or_else(PoisonError::into_inner),
             }
         };
-        Self::build(plan, turn, None)
+        Self::build(plan, turn, name.map_or(Told::Itself, Told::Name), None)
     }
 
     /// Starts a server on loopback that everybody else reaches through a man in the middle alone.
@@ -116,7 +124,7 @@ impl Fleet {
         let turn = Turn::Shared {
             _guard: TURN.read().unwrap_or_else(PoisonError::into_inner),
         };
-        Self::build(Plan::default(), turn, Some(middle))
+        Self::build(Plan::default(), turn, Told::Address(middle.address()), Some(middle))
     }
 
     /// Starts another fleet for the same test, on loopback.
@@ -124,12 +132,11 @@ impl Fleet {
     /// # Panics
     /// When that does not work.
     pub fn another(&self) -> Self {
-        Self::build(Plan::default(), Turn::OfAnother, None)
+        Self::build(Plan::default(), Turn::OfAnother, Told::Itself, None)
     }
 
-    fn build(plan: Plan, turn: Turn, middle: Option<&Middle>) -> Self {
+    fn build(plan: Plan, turn: Turn, told: Told<'_>, middle: Option<&Middle>) -> Self {
         let directory = TempDir::with_prefix("tunnel-e2e-").expect("a temporary directory");
-        let told = middle.map(Middle::address);
         let server = Server::start_as(&plan.server, plan.ip, told, directory.path());
         if let Some(middle) = middle {
             middle.lead_to(server.address());

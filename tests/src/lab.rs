@@ -45,6 +45,29 @@ impl Lab {
         }
     }
 
+    /// Lets programs on all hosts ask the DNS server on their own loopback.
+    ///
+    /// # Panics
+    /// When the laboratory is gone.
+    pub fn ask_own_dns(&self) {
+        let file = Path::new("/run/netlab").join(&self.name).join("resolv.conf");
+        std::fs::write(file, "nameserver 127.0.0.1\n").expect("a running laboratory");
+    }
+
+    /// Runs a batch of `ip` commands on a host.
+    ///
+    /// # Panics
+    /// When they are refused.
+    pub fn ip(&self, host: &str, commands: &str) {
+        let mut command = self.host(host).command("ip");
+        process::run_with(
+            command.args(["-batch", "-"]),
+            commands.as_bytes(),
+            Duration::from_secs(20),
+        )
+        .ok();
+    }
+
     /// Changes a link, as `lab.set("mobile", "block=udp")`.
     pub fn set(&self, link: &str, setting: &str) {
         self.ask(&["set", link, setting]);

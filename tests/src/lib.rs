@@ -11,6 +11,7 @@ pub mod bare;
 pub mod bytes;
 pub mod chaos;
 pub mod checked;
+pub mod dns;
 pub mod fleet;
 pub mod lab;
 pub mod manager;
@@ -25,6 +26,7 @@ pub mod server;
 pub mod service;
 pub mod skip;
 pub mod sshd;
+pub mod translator;
 pub mod wait;
 
 pub use agent::Agent;

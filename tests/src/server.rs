@@ -15,6 +15,27 @@ use crate::wait::SOON;
 /// The fleet of all tests.
 pub const TRUST_DOMAIN: &str = "fleet.test";
 
+/// What everybody is told of where the server is.
+#[derive(Clone, Copy, Debug)]
+pub enum Told<'n> {
+    /// Where it listens.
+    Itself,
+    /// Another address.
+    Address(SocketAddr),
+    /// A name, with the port on which it listens.
+    Name(&'n str),
+}
+
+impl Told<'_> {
+    fn text(self, own: SocketAddr) -> String {
+        match self {
+            Self::Itself => own.to_string(),
+            Self::Address(address) => address.to_string(),
+            Self::Name(name) => format!("{name}:{}", own.port()),
+        }
+    }
+}
+
 /// A server with a data directory of its own.
 #[derive(Debug)]
 pub struct Server {
@@ -31,14 +52,14 @@ impl Server {
     /// # Panics
     /// When that does not work.
     pub fn start(place: &Place, ip: IpAddr, directory: &Path) -> Self {
-        Self::start_as(place, ip, None, directory)
+        Self::start_as(place, ip, Told::Itself, directory)
     }
 
     /// As [`Server::start`]; everybody is told another address than the one that it listens on.
     ///
     /// # Panics
     /// As there.
-    pub fn start_as(place: &Place, ip: IpAddr, told: Option<SocketAddr>, directory: &Path) -> Self {
+    pub fn start_as(place: &Place, ip: IpAddr, told: Told<'_>, directory: &Path) -> Self {
         let mut server = (0..5)
             .find_map(|attempt| {
                 Self::try_start(place, ip, told, &directory.join(format!("server-{attempt}")))
@@ -49,7 +70,7 @@ impl Server {
     }
 
     /// Another program may take the port between the look for it and its use: that is no failure of the server.
-    fn try_start(place: &Place, ip: IpAddr, told: Option<SocketAddr>, directory: &Path) -> Option<Self> {
+    fn try_start(place: &Place, ip: IpAddr, told: Told<'_>, directory: &Path) -> Option<Self> {
         std::fs::create_dir(directory).expect("a new directory");
         let address = free_address(place, ip);
         let data = directory.join("data");
@@ -66,7 +87,7 @@ impl Server {
         .arg(&data);
         init.args([
             "--address",
-            &told.unwrap_or(address).to_string(),
+            &told.text(address),
             "--listen",
             &address.to_string(),
         ]);

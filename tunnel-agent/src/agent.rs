@@ -134,6 +134,7 @@ impl Agent {
         }
         let enrolled = state.load(&clock)?;
         let server = options.config.on_the_way(enrolled.server)?;
+        let server = server.remembered_in(&state.addresses());
         let lock = match supervisor {
             Some(_) => state.lock_shared(),
             None => state.lock(),
@@ -269,6 +270,7 @@ impl Agent {
                 opening,
             } => self.handle_connected(carrier, server_ip, opening),
             Event::Message(message) => self.handle_message(message),
+            Event::Moved(carrier) => self.handle_moved(carrier),
             Event::Proven { clock, rtt } => {
                 tracing::trace!(?rtt, "link proven");
                 self.handle_server_time(clock);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
 use rustls::ClientConfig;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tunnel_net::link::{AttemptError, Link, LinkError, Try};
 use tunnel_net::stream::{self, MessageError};
@@ -49,6 +49,8 @@ pub(crate) enum Event {
     },
     /// The server said something.
     Message(FromServer),
+    /// The link goes on over another carrier.
+    Moved(Carrier),
     /// The server answered a keepalive.
     Proven { clock: UnixTime, rtt: Option<Duration> },
     /// There is no link any more.
@@ -109,7 +111,7 @@ pub(crate) fn code_of(error: &LinkError) -> Code {
 async fn serve(link: Link, learnt: Option<Duration>, events: &mpsc::Sender<Event>) -> End {
     let (opening, answer) = oneshot::channel();
     let connected = Event::Connected {
-        carrier: link.carrier,
+        carrier: *link.carrier.borrow(),
         server_ip: link.server_ip,
         opening,
     };
@@ -164,6 +166,7 @@ struct Channel {
     outbox: mpsc::Receiver<FromAgent>,
     keepalive: Keepalive,
     proof: u64,
+    carrier: watch::Receiver<Carrier>,
 }
 
 impl Channel {
@@ -194,6 +197,7 @@ impl Channel {
             outbox: opening.outbox,
             keepalive,
             proof: 0,
+            carrier: link.carrier.clone(),
         })
     }
 
@@ -222,6 +226,11 @@ impl Channel {
                     Some(message) => self.write(&message).await?,
                     None => return Ok(()),
                 },
+                carrier = changed(&mut self.carrier) => {
+                    // What was learnt is of another binding of another NAT.
+                    self.keepalive = Keepalive::new(Instant::now(), None);
+                    let _ = events.send(Event::Moved(carrier)).await;
+                }
                 () = tokio::time::sleep_until(timeout.into()) => {
                     if welcome.is_some_and(|welcome| Instant::now() >= welcome) {
                         return Err(broken("the server did not welcome this agent in time"));
@@ -290,6 +299,15 @@ impl Channel {
             learnt: Some(self.keepalive.interval()),
             ..broken(why)
         }
+    }
+}
+
+/// Waits until the link goes on over another carrier.
+async fn changed(carrier: &mut watch::Receiver<Carrier>) -> Carrier {
+    match carrier.changed().await {
+        Ok(()) => *carrier.borrow_and_update(),
+        // Nobody can change it any more.
+        Err(_) => std::future::pending().await,
     }
 }
 

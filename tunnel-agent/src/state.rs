@@ -79,6 +79,11 @@ impl StateDir {
         self.path.join("agent-state.toml")
     }
 
+    /// Returns the file of where the server has proven to be itself.
+    pub fn addresses(&self) -> PathBuf {
+        self.path.join("addresses")
+    }
+
     fn floor(&self) -> PathBuf {
         self.path.join("clock")
     }

@@ -26,6 +26,9 @@ const CHAIN: &str = "chain.pem";
 const ROOT: &str = "root.pem";
 const PROFILE: &str = "profile.toml";
 
+/// Where the server has proven to be itself.
+const ADDRESSES: &str = "addresses";
+
 /// The state directory, checked or not yet there.
 #[derive(Clone, Debug)]
 pub struct Home {
@@ -146,6 +149,7 @@ impl Home {
         let key = KeyPair::from_pem(&self.read(KEY)?).map_err(|_| damaged(&self.dir.join(KEY)))?;
         let (peer, operator) = check(&trust, &chain, &key)?;
         let credentials = Credentials::new(chain, key).map_err(|_| damaged(&self.dir.join(KEY)))?;
+        let server = server.remembered_in(&self.dir.join(ADDRESSES));
         Ok(Login {
             server: server.with_udp_port(profile.udp_port),
             trust: Arc::new(trust),
@@ -213,7 +217,7 @@ impl Home {
     pub fn forget(&self) -> Result<bool, Failure> {
         let mut was = false;
         self.remove_pending()?;
-        for name in [PROFILE, KEY, CHAIN, ROOT] {
+        for name in [PROFILE, ADDRESSES, KEY, CHAIN, ROOT] {
             was |= self.remove(name)?;
         }
         let hosts = self.dir.join(KNOWN_HOSTS);

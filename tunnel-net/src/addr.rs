@@ -1,13 +1,13 @@
 //! Where a server is.
 
 use std::fmt;
-use std::io;
-use std::net::SocketAddr;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::dial;
 use crate::proxy::Proxy;
+use crate::resolve::{Proven, Search};
 
 /// Address of a server: a host, the TCP port of its API and WebSocket carrier, and the UDP port of its relay.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +20,8 @@ pub struct ServerAddr {
     pub udp_port: u16,
     /// The proxy through which TCP goes; UDP never takes one.
     pub proxy: Option<Arc<Proxy>>,
+    /// Where it has proven to be itself, for when its name cannot be looked up.
+    pub proven: Proven,
 }
 
 /// Tells that a text is no address of a server.
@@ -42,13 +44,23 @@ impl ServerAddr {
         self
     }
 
-    /// Looks up the addresses of a port, IPv6 and IPv4 in turn, in the order in which they are to be tried
-    /// (RFC 8305 section 4).
-    ///
-    /// # Errors
-    /// Returns what the resolver says, or that the name has no address.
-    pub async fn resolve(&self, port: u16) -> io::Result<Vec<SocketAddr>> {
-        dial::lookup(&self.host, port).await
+    /// Keeps in a private file where the server proves to be itself, and takes what the file says already.
+    #[must_use]
+    pub fn remembered_in(mut self, file: &Path) -> Self {
+        self.proven = Proven::kept_in(file, &self.host);
+        self
+    }
+
+    /// Takes what a file says of where the server has proven to be itself, and writes nothing.
+    #[must_use]
+    pub fn recalled_from(mut self, file: &Path) -> Self {
+        self.proven = Proven::read_from(file, &self.host);
+        self
+    }
+
+    /// Starts to look for the addresses of a port.
+    pub(crate) fn search(&self, port: u16) -> Search {
+        Search::new(&self.host, port, self.proven.addresses())
     }
 }
 
@@ -72,6 +84,7 @@ impl FromStr for ServerAddr {
             tcp_port: port,
             udp_port: port,
             proxy: None,
+            proven: Proven::default(),
         })
     }
 }

@@ -17,9 +17,11 @@ use tunnel_proto::leg::{Leg as Machine, Output};
 use tunnel_proto::{CircuitId, Code, defaults};
 
 use crate::addr::ServerAddr;
+use crate::dial::STAGGER;
 use crate::link::Try;
 use crate::network::{self, Changes, Sign};
 use crate::quic;
+use crate::resolve::Search;
 use crate::wake::Wake;
 use crate::websocket::{self, Pipe};
 use crate::wire::{Control, PEER, Udp, Wire};
@@ -32,7 +34,7 @@ const LOOK: Duration = Duration::from_millis(400);
 pub struct LegConfig {
     /// The relay.
     pub server: ServerAddr,
-    /// An address of the relay that answered a moment ago; tried before the others of its name.
+    /// An address of the relay that answered a moment ago; tried before its name is looked up.
     pub proven: Option<IpAddr>,
     /// The circuit.
     pub circuit: CircuitId,
@@ -106,7 +108,7 @@ impl Leg {
             paths: [None, None],
             changes: Changes::listen(),
             generation: 0,
-            attempts: 0,
+            choosing: None,
             state: state_out,
         };
         let driver = AbortOnDropHandle::new(tokio::task::spawn(driver.run()));
@@ -182,7 +184,8 @@ struct Driver {
     paths: [Option<Path>; 2],
     changes: Changes,
     generation: u64,
-    attempts: usize,
+    /// The last bind over UDP while it is open which of the relay's addresses answers.
+    choosing: Option<Vec<u8>>,
     state: watch::Sender<LegState>,
 }
 
@@ -204,13 +207,14 @@ impl Path {
 
 /// How an attempt at a carrier has gone on.
 enum Event {
-    Udp(u64, io::Result<Udp>),
+    /// A socket to the next address of the relay, or none if there is no other, and how to go on.
+    Udp(u64, Option<Udp>, Box<Search>),
     Connected(u64, Result<Box<Stream>, websocket::WebSocketError>),
     /// A WebSocket that worked has ended.
     Ended(u64),
 }
 
-type Stream = tokio_tungstenite::WebSocketStream<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>;
+type Stream = tokio_tungstenite::WebSocketStream<websocket::TlsStream>;
 
 impl Driver {
     async fn run(mut self) {
@@ -220,9 +224,7 @@ impl Driver {
             let sleep = tokio::time::sleep_until(deadline.into());
             // Every branch is cancel-safe: channels, a join set, changes, a notification, a timer.
             tokio::select! {
-                Some((carrier, datagram)) = self.controls.recv() => {
-                    self.machine.handle_control(Instant::now(), carrier, &datagram);
-                }
+                Some(control) = self.controls.recv() => self.handle_control(&control),
                 Some(carrier) = self.hints.recv() => self.handle_broken(carrier),
                 sign = self.changes.changed() => self.handle_sign(sign),
                 Some(done) = self.tasks.join_next() => {
@@ -281,7 +283,6 @@ impl Driver {
 
     fn move_on(&mut self, now: Instant) {
         tracing::debug!("the way to the relay has changed");
-        self.attempts = 0;
         self.wire.hold();
         self.machine.handle_network_change(now);
     }
@@ -294,14 +295,14 @@ impl Driver {
                 Output::Send {
                     carrier,
                     datagram,
-                    padded: false,
-                } => self.wire.send_control(carrier, &datagram),
-                Output::Send {
-                    carrier,
-                    datagram,
-                    padded: true,
+                    padded,
                 } => {
-                    self.wire.send_control(carrier, &bind::padded(&datagram));
+                    let long = padded.then(|| bind::padded(&datagram));
+                    let bytes = long.as_ref().map_or(&datagram[..], |long| &long[..]);
+                    self.wire.send_control(carrier, bytes);
+                    if let (Carrier::Udp, Some(last)) = (carrier, &mut self.choosing) {
+                        bytes.clone_into(last);
+                    }
                 }
                 Output::Use(carrier) => {
                     tracing::debug!(%carrier, "carrier in use");
@@ -341,10 +342,9 @@ impl Driver {
         let server = self.config.server.clone();
         let handle = match carrier {
             Carrier::Udp => {
-                let (proven, attempt) = (self.config.proven, self.attempts);
-                self.attempts += 1;
-                self.tasks
-                    .spawn(async move { Event::Udp(generation, connect_udp(&server, proven, attempt).await) })
+                let search = server.search(server.udp_port);
+                let search = Box::new(search.beginning_with(self.config.proven));
+                self.tasks.spawn(next_udp(generation, search, Duration::ZERO))
             }
             Carrier::WebSocket => {
                 let tls = self.config.websocket_tls.clone();
@@ -362,7 +362,10 @@ impl Driver {
         }
         self.paths[carrier as usize] = None;
         match carrier {
-            Carrier::Udp => self.wire.set_udp(None),
+            Carrier::Udp => {
+                self.choosing = None;
+                self.wire.set_udp(None);
+            }
             Carrier::WebSocket => self.wire.set_websocket(None),
         }
     }
@@ -376,17 +379,9 @@ impl Driver {
     fn handle_event(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Udp(generation, result) if self.is_current(Carrier::Udp, generation) => match result {
-                Ok(udp) => {
-                    self.paths[Carrier::Udp as usize] = Path::new(Ok(udp.peer()), udp.local_addr());
-                    self.wire.set_udp(Some(Arc::new(udp)));
-                    self.machine.handle_ready(now, Carrier::Udp);
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "no UDP");
-                    self.machine.handle_failed(now, Carrier::Udp);
-                }
-            },
+            Event::Udp(generation, udp, search) if self.is_current(Carrier::Udp, generation) => {
+                self.handle_udp(now, generation, udp, search);
+            }
             Event::Connected(generation, result) if self.is_current(Carrier::WebSocket, generation) => {
                 match result {
                     Ok(stream) => self.run_websocket(generation, stream),
@@ -401,6 +396,51 @@ impl Driver {
             }
             Event::Udp(..) | Event::Connected(..) | Event::Ended(_) => {}
         }
+    }
+
+    /// Takes a socket to one of the relay's addresses, and the next a moment later, until one answers.
+    fn handle_udp(&mut self, now: Instant, generation: u64, udp: Option<Udp>, search: Box<Search>) {
+        let first = self.paths[Carrier::Udp as usize].is_none();
+        match udp {
+            None if first => self.machine.handle_failed(now, Carrier::Udp),
+            None => {}
+            Some(udp) => {
+                if first {
+                    self.paths[Carrier::Udp as usize] = Path::new(Ok(udp.peer()), udp.local_addr());
+                    self.wire.set_udp(Some(Arc::new(udp)));
+                    self.choosing = Some(Vec::new());
+                    self.machine.handle_ready(now, Carrier::Udp);
+                } else if let Some(bind) = &self.choosing {
+                    self.wire.add_udp(Arc::new(udp));
+                    self.wire.send_control(Carrier::Udp, bind);
+                } else {
+                    return;
+                }
+                let handle = self.tasks.spawn(next_udp(generation, search, STAGGER));
+                self.running[Carrier::Udp as usize] = Some((generation, handle));
+            }
+        }
+    }
+
+    /// Takes what the relay says. The first of its addresses that answers is the one that is used from then on.
+    fn handle_control(&mut self, control: &Control) {
+        let authentic = || bind::Control::is_authentic(&control.datagram, &self.config.key);
+        if let Some(from) = control.from.filter(|_| self.choosing.is_some())
+            && authentic()
+        {
+            self.choosing = None;
+            self.wire.keep_udp(from);
+            let path = network::source(from).map(|source| Path {
+                to: from,
+                from: source,
+            });
+            self.paths[Carrier::Udp as usize] = path.or(self.paths[Carrier::Udp as usize]);
+            if let Some((_, handle)) = &self.running[Carrier::Udp as usize] {
+                handle.abort();
+            }
+        }
+        self.machine
+            .handle_control(Instant::now(), control.carrier, &control.datagram);
     }
 
     fn run_websocket(&mut self, generation: u64, stream: Box<Stream>) {
@@ -419,27 +459,14 @@ impl Driver {
     }
 }
 
-/// Opens a UDP socket to one of the relay's addresses: the proven one first, then each in turn, and at once the next
-/// where there is no way to one. An address that was good is still tried when the name can no longer be looked up.
-async fn connect_udp(server: &ServerAddr, proven: Option<IpAddr>, attempt: usize) -> io::Result<Udp> {
-    let proven = proven.map(|ip| SocketAddr::new(ip, server.udp_port));
-    if let (Some(addr), 0) = (proven, attempt)
-        && let Ok(udp) = Udp::connect(addr).await
-    {
-        return Ok(udp);
-    }
-    let mut addrs = match server.resolve(server.udp_port).await {
-        Ok(addrs) => addrs,
-        Err(error) => vec![proven.ok_or(error)?],
-    };
-    let first = attempt % addrs.len().max(1);
-    addrs.rotate_left(first);
-    let mut last = io::ErrorKind::NotFound.into();
-    for addr in addrs {
+/// Waits, and opens a UDP socket to the next of the relay's addresses to which there is a way.
+async fn next_udp(generation: u64, mut search: Box<Search>, wait: Duration) -> Event {
+    tokio::time::sleep(wait).await;
+    while let Some(addr) = search.next().await {
         match Udp::connect(addr).await {
-            Ok(udp) => return Ok(udp),
-            Err(error) => last = error,
+            Ok(udp) => return Event::Udp(generation, Some(udp), search),
+            Err(error) => tracing::debug!(%error, %addr, "no UDP"),
         }
     }
-    Err(last)
+    Event::Udp(generation, None, search)
 }

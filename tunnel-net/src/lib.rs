@@ -13,6 +13,7 @@ pub mod link;
 pub mod network;
 pub mod proxy;
 pub mod quic;
+pub mod resolve;
 pub mod stream;
 pub mod tls;
 pub mod wake;

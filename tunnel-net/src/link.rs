@@ -3,14 +3,18 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use quinn::{ClientConfig as QuicConfig, ConnectError, ConnectionError, Endpoint};
 use rustls::ClientConfig;
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tunnel_proto::carrier::Carrier;
 use tunnel_proto::defaults;
 
 use crate::addr::ServerAddr;
+use crate::dial::{self, Missed};
 use crate::network::{self, Changes};
 use crate::quic;
 use crate::websocket::{self, Pipe, WebSocketError};
@@ -21,14 +25,15 @@ use crate::wire::{PEER, Udp, Wire};
 pub struct Link {
     /// The connection; its peer is proven to be a server of the fleet.
     pub connection: quinn::Connection,
-    /// How it travels.
-    pub carrier: Carrier,
+    /// How it travels. A link that had to take WebSocket goes back to UDP when that passes.
+    pub carrier: watch::Receiver<Carrier>,
     /// The server's address, where UDP showed which one works.
     pub server_ip: Option<IpAddr>,
+    /// The own address of its first socket.
+    pub local_addr: Option<SocketAddr>,
     /// The endpoint, to wait for its last packets.
     pub endpoint: Endpoint,
-    _websocket: Option<AbortOnDropHandle<()>>,
-    _follower: AbortOnDropHandle<()>,
+    _attendant: AbortOnDropHandle<()>,
 }
 
 /// Tells why no control link came up: both carriers were tried.
@@ -62,8 +67,20 @@ pub enum AttemptError {
     Silence,
 }
 
+impl AttemptError {
+    /// Says how much it tells: of several addresses, the one that said most is reported.
+    const fn weight(&self) -> u8 {
+        match self {
+            Self::Socket(_) => 0,
+            Self::Silence => 1,
+            Self::Config(_) | Self::WebSocket(_) => 2,
+            Self::Handshake(_) => 3,
+        }
+    }
+}
+
 /// Writes an error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -136,7 +153,8 @@ pub async fn connect(
             // A link lives long, so UDP gets more time than for a tunnel's leg.
             Try::Both => tokio::time::sleep(defaults::UDP_HEAD_START * 4).await,
         }
-        in_time(over_websocket(server, link_tls.clone(), websocket_tls)).await
+        let climbs = which == Try::Both;
+        in_time(over_websocket(server, link_tls.clone(), websocket_tls, climbs)).await
     };
     tokio::pin!(udp, websocket);
     let (mut no_udp, mut no_websocket) = (None, None);
@@ -168,94 +186,118 @@ async fn in_time(attempt: impl Future<Output = Result<Link, AttemptError>>) -> R
         .unwrap_or(Err(AttemptError::Silence))
 }
 
-/// Tries the server's addresses one after the other over UDP.
+/// Tries the server's addresses over UDP, each a moment after the one before.
 async fn over_udp(server: &ServerAddr, config: QuicConfig) -> Result<Link, AttemptError> {
-    let mut last = AttemptError::Silence;
-    for addr in server.resolve(server.udp_port).await? {
-        match tokio::time::timeout(defaults::CONNECT_DEADLINE, one_over_udp(addr, config.clone())).await {
-            Ok(Ok(link)) => return Ok(link),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = AttemptError::Silence,
-        }
-    }
-    Err(last)
+    let attempt = |addr| {
+        let attempt = one_over_udp(server, addr, config.clone());
+        let attempt = tokio::time::timeout(defaults::CONNECT_DEADLINE, attempt);
+        attempt.map(|done| done.unwrap_or(Err(AttemptError::Silence)))
+    };
+    dial::race(server.search(server.udp_port), attempt)
+        .await
+        .map_err(|missed| match missed {
+            Missed::NoAddress(error) => error.into(),
+            Missed::Failed(errors) => errors
+                .into_iter()
+                .max_by_key(AttemptError::weight)
+                .unwrap_or(AttemptError::Silence),
+        })
 }
 
-async fn one_over_udp(addr: SocketAddr, config: QuicConfig) -> Result<Link, AttemptError> {
+/// Connects to one address over UDP, and notes that the server has proven to be there.
+pub(crate) async fn one_over_udp(
+    server: &ServerAddr,
+    addr: SocketAddr,
+    config: QuicConfig,
+) -> Result<Link, AttemptError> {
     // A connected socket: it takes datagrams from the server alone, and the kernel lists no listener.
     let (wire, _, _) = Wire::new();
-    wire.set_udp(Some(Arc::new(Udp::connect(addr).await?)));
+    let udp = Udp::connect(addr).await?;
+    let local_addr = udp.local_addr().ok();
+    wire.set_udp(Some(Arc::new(udp)));
     wire.set_active(Carrier::Udp);
     let runtime = Arc::new(quinn::TokioRuntime);
     let endpoint = Endpoint::new_with_abstract_socket(quic::endpoint_config(), None, wire.clone(), runtime)?;
-    let follower = follow(addr, endpoint.clone(), Some(wire));
     let connection = endpoint
         .connect_with(config, PEER, defaults::SERVER_NAME)?
         .await?;
+    server.proven.note(addr.ip());
+    let follower = follow(server.clone(), addr, endpoint.clone(), Some(wire));
     Ok(Link {
         connection,
-        carrier: Carrier::Udp,
+        carrier: watch::channel(Carrier::Udp).1,
         server_ip: Some(addr.ip()),
+        local_addr,
         endpoint,
-        _websocket: None,
-        _follower: follower,
+        _attendant: AbortOnDropHandle::new(tokio::task::spawn(follower)),
     })
 }
 
 /// Takes a link along when this machine gets another address: without that it would be dead until the next keepalive, and
-/// nobody could reach the device. A WebSocket cannot move, so it is ended, and the agent makes a new link at once.
-fn follow(to: SocketAddr, endpoint: Endpoint, udp: Option<Arc<Wire>>) -> AbortOnDropHandle<()> {
+/// nobody could reach the device. A WebSocket cannot move, and neither can a link to an address of the other family, so it
+/// is ended, and the agent makes a new link at once.
+async fn follow(server: ServerAddr, to: SocketAddr, endpoint: Endpoint, udp: Option<Arc<Wire>>) {
     let mut changes = Changes::listen();
     let mut from = network::source(to);
-    AbortOnDropHandle::new(tokio::task::spawn(async move {
-        loop {
-            changes.changed().await;
-            let now = network::source(to);
-            // While there is no way at all, the old one may come back.
-            if now.is_none() || now == from {
-                continue;
-            }
-            from = now;
-            tracing::debug!("the way to the server has changed");
-            let Some(wire) = &udp else {
-                endpoint.close(0u32.into(), b"address changed");
-                return;
-            };
-            let moved = match Udp::connect(to).await {
-                Ok(udp) => {
-                    wire.set_udp(Some(Arc::new(udp)));
-                    endpoint.rebind_abstract(wire.clone())
-                }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = moved {
-                tracing::debug!(%error, "no socket at the new address");
-                from = None;
-            }
+    loop {
+        changes.changed().await;
+        let now = network::source(to);
+        if now == from {
+            continue;
         }
-    }))
+        // While there is no way at all, the old one may come back.
+        if now.is_none() && !has_other_way(&server, to).await {
+            continue;
+        }
+        from = now;
+        tracing::debug!("the way to the server has changed");
+        let Some(wire) = udp.as_ref().filter(|_| now.is_some()) else {
+            endpoint.close(0u32.into(), b"address changed");
+            return;
+        };
+        let moved = match Udp::connect(to).await {
+            Ok(udp) => {
+                wire.set_udp(Some(Arc::new(udp)));
+                endpoint.rebind_abstract(wire.clone())
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = moved {
+            tracing::debug!(%error, "no socket at the new address");
+            from = None;
+        }
+    }
+}
+
+/// Says whether this machine has a way to another address of the server.
+async fn has_other_way(server: &ServerAddr, lost: SocketAddr) -> bool {
+    let mut search = server.search(lost.port());
+    while let Some(addr) = search.next().await {
+        if network::source(addr).is_some() {
+            return true;
+        }
+    }
+    false
 }
 
 async fn over_websocket(
     server: &ServerAddr,
     config: QuicConfig,
     tls: Arc<ClientConfig>,
+    climbs: bool,
 ) -> Result<Link, AttemptError> {
     let stream = websocket::connect(server, tls).await?;
     let tcp = stream.get_ref().get_ref().0;
     let (server_ip, next_hop) = (websocket::server_ip(server, tcp), tcp.peer_addr()?);
+    let local_addr = tcp.local_addr().ok();
     let (wire, _, _) = Wire::new();
     let pipe = Pipe::new();
     wire.set_websocket(Some(pipe.clone()));
     wire.set_active(Carrier::WebSocket);
-    let endpoint = Endpoint::new_with_abstract_socket(
-        quic::endpoint_config(),
-        None,
-        wire,
-        Arc::new(quinn::TokioRuntime),
-    )?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let endpoint = Endpoint::new_with_abstract_socket(quic::endpoint_config(), None, wire.clone(), runtime)?;
     let watched = endpoint.clone();
-    let task = AbortOnDropHandle::new(tokio::task::spawn(async move {
+    let websocket = AbortOnDropHandle::new(tokio::task::spawn(async move {
         if let Err(error) = pipe.run(stream).await {
             tracing::debug!(%error, "WebSocket ended");
         }
@@ -263,14 +305,84 @@ async fn over_websocket(
         watched.close(0u32.into(), b"carrier ended");
     }));
     let connection = endpoint
-        .connect_with(config, PEER, defaults::SERVER_NAME)?
+        .connect_with(config.clone(), PEER, defaults::SERVER_NAME)?
         .await?;
+    let (carrier_out, carrier) = watch::channel(Carrier::WebSocket);
+    let (server, end) = (server.clone(), endpoint.clone());
+    let attendant = async move {
+        let followed = follow(server.clone(), next_hop, end.clone(), None);
+        let climbed = async {
+            match climbs {
+                true => climb(&server, &config, &end, &wire).await,
+                false => std::future::pending().await,
+            }
+        };
+        let to = tokio::select! {
+            () = followed => return,
+            to = climbed => to,
+        };
+        drop(websocket);
+        wire.set_websocket(None);
+        carrier_out.send_replace(Carrier::Udp);
+        follow(server, to, end, Some(wire)).await;
+    };
     Ok(Link {
         connection,
-        carrier: Carrier::WebSocket,
+        carrier,
         server_ip,
-        _follower: follow(next_hop, endpoint.clone(), None),
+        local_addr,
         endpoint,
-        _websocket: Some(task),
+        _attendant: AbortOnDropHandle::new(tokio::task::spawn(attendant)),
     })
+}
+
+/// First pause before UDP is tried again under a link that had to take WebSocket, doubled up to [`CLIMB_MAX`].
+const CLIMB_FIRST: Duration = Duration::from_secs(15);
+
+/// Longest pause: where UDP never passes, some 6 kB for each try are to stay a tenth of what an idle day may cost.
+const CLIMB_MAX: Duration = Duration::from_secs(2 * 3600);
+
+/// How long the server may take to answer over UDP before the link goes back to its WebSocket.
+const CLIMB_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Brings a link from WebSocket to UDP once that passes, and returns where the server is. Nothing is given up before: the
+/// same connection goes on, so neither its stream nor the server's word for the device has a gap.
+async fn climb(
+    server: &ServerAddr,
+    config: &QuicConfig,
+    endpoint: &Endpoint,
+    wire: &Arc<Wire>,
+) -> SocketAddr {
+    let mut pause = CLIMB_FIRST;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(CLIMB_MAX);
+        // A whole handshake, so that it is our server that answers, and in packets as long as those that follow.
+        let Ok(probe) = in_time(over_udp(server, config.clone())).await else {
+            continue;
+        };
+        probe.connection.close(0u32.into(), b"UDP passes");
+        let Some(to) = probe.server_ip.map(|ip| SocketAddr::new(ip, server.udp_port)) else {
+            continue;
+        };
+        if move_to_udp(to, endpoint, wire).await.unwrap_or(false) {
+            tracing::info!("UDP passes again, and carries the link");
+            return to;
+        }
+    }
+}
+
+/// Moves a link to UDP, and back if the server does not answer there.
+async fn move_to_udp(to: SocketAddr, endpoint: &Endpoint, wire: &Arc<Wire>) -> io::Result<bool> {
+    let udp = Arc::new(Udp::connect(to).await?);
+    wire.set_udp(Some(udp.clone()));
+    wire.set_active(Carrier::Udp);
+    endpoint.rebind_abstract(wire.clone())?;
+    if tokio::time::timeout(CLIMB_PATIENCE, udp.heard()).await.is_ok() {
+        return Ok(true);
+    }
+    wire.set_active(Carrier::WebSocket);
+    wire.set_udp(None);
+    endpoint.rebind_abstract(wire.clone())?;
+    Ok(false)
 }

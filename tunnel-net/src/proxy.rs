@@ -13,6 +13,7 @@ mod socks;
 mod tests;
 
 use std::fmt;
+use std::io;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
@@ -21,7 +22,8 @@ use tunnel_proto::defaults;
 use zeroize::Zeroizing;
 
 use crate::addr::is_host;
-use crate::dial;
+use crate::dial::{self, Missed};
+use crate::resolve::Search;
 
 pub use choice::ProxyChoice;
 pub use environment::ProxyVariableError;
@@ -77,12 +79,15 @@ impl Proxy {
     }
 
     async fn open(&self, host: &str, port: u16) -> Result<TcpStream, Refusal> {
-        let addrs = tokio::time::timeout(defaults::CONNECT_DEADLINE, dial::lookup(&self.host, self.port));
-        let addrs = addrs
+        let search = Search::new(&self.host, self.port, Vec::new());
+        let mut stream = dial::race(search, dial::one_tcp)
             .await
-            .map_err(|_| Refusal::Silent)?
-            .map_err(Refusal::Resolve)?;
-        let mut stream = dial::tcp(addrs).await.map_err(Refusal::Connect)?;
+            .map_err(|missed| match missed {
+                Missed::NoAddress(error) => Refusal::Resolve(error),
+                Missed::Failed(mut errors) => {
+                    Refusal::Connect(errors.pop().unwrap_or_else(|| io::ErrorKind::TimedOut.into()))
+                }
+            })?;
         let login = self.login.as_ref();
         let ask = async {
             match self.protocol {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -20,8 +20,9 @@ use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 use tunnel_proto::{carrier, defaults};
 
 use crate::addr::ServerAddr;
+use crate::dial::{self, Missed};
 use crate::proxy::ProxyError;
-use crate::{dial, tls};
+use crate::tls;
 
 /// Bytes that wait to be sent at most; then the sender is told to wait (THREATS part 5).
 ///
@@ -100,19 +101,18 @@ pub enum WebSocketError {
     Upgrade(String, #[source] Box<tokio_tungstenite::tungstenite::Error>),
 }
 
-/// Connects TCP to a server, through its proxy if it has one, without Nagle's delay.
-///
-/// # Errors
-/// Tells whether the name, the connection or the proxy failed.
-pub async fn connect_tcp(server: &ServerAddr) -> Result<TcpStream, WebSocketError> {
-    if let Some(proxy) = &server.proxy {
-        return Ok(proxy.connect(&server.host, server.tcp_port).await?);
+impl WebSocketError {
+    /// Says how much it tells: of several addresses, the one that said most is reported.
+    const fn weight(&self) -> u8 {
+        match self {
+            Self::Resolve(..) => 0,
+            Self::Connect(..) => 1,
+            Self::Proxy(_) | Self::Upgrade(..) => 2,
+            Self::Tls(..) => 3,
+            Self::NoTls { .. } => 4,
+            Self::Foreign { .. } => 5,
+        }
     }
-    let addrs = server.resolve(server.tcp_port).await;
-    let addrs = addrs.map_err(|error| WebSocketError::Resolve(server.to_string(), error))?;
-    dial::tcp(addrs)
-        .await
-        .map_err(|error| WebSocketError::Connect(server.to_string(), error))
 }
 
 /// Returns the server's own address, which a connection through a proxy does not show.
@@ -123,15 +123,55 @@ pub fn server_ip(server: &ServerAddr, stream: &TcpStream) -> Option<IpAddr> {
     }
 }
 
-/// Connects TCP and TLS to the server's port.
+/// A TLS connection to a server.
+pub type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// Connects TCP and TLS to the server's port, through its proxy if it has one, without Nagle's delay.
+///
+/// Where several addresses are known, one at which somebody else answers counts as one that does not answer.
 ///
 /// # Errors
-/// Tells which of the two failed.
+/// Tells whether the name, the connection, the proxy or TLS failed.
 pub async fn connect_tls(
     server: &ServerAddr,
     config: Arc<ClientConfig>,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, WebSocketError> {
-    let tcp = connect_tcp(server).await?;
+) -> Result<TlsStream, WebSocketError> {
+    if let Some(proxy) = &server.proxy {
+        let tcp = proxy.connect(&server.host, server.tcp_port).await?;
+        return handshake(server, tcp, config).await;
+    }
+    let attempt = |addr| one_tls(server, addr, config.clone());
+    let missed = match dial::race(server.search(server.tcp_port), attempt).await {
+        Ok(stream) => return Ok(stream),
+        Err(missed) => missed,
+    };
+    Err(match missed {
+        Missed::NoAddress(error) => WebSocketError::Resolve(server.to_string(), error),
+        Missed::Failed(errors) => errors
+            .into_iter()
+            .max_by_key(WebSocketError::weight)
+            .unwrap_or_else(|| WebSocketError::Connect(server.to_string(), io::ErrorKind::TimedOut.into())),
+    })
+}
+
+/// Connects TCP and TLS to one address, and notes that the server has proven to be there.
+pub(crate) async fn one_tls(
+    server: &ServerAddr,
+    addr: SocketAddr,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream, WebSocketError> {
+    let tcp = dial::one_tcp(addr).await;
+    let tcp = tcp.map_err(|error| WebSocketError::Connect(server.to_string(), error))?;
+    let stream = handshake(server, tcp, config).await?;
+    server.proven.note(addr.ip());
+    Ok(stream)
+}
+
+async fn handshake(
+    server: &ServerAddr,
+    tcp: TcpStream,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream, WebSocketError> {
     let name = ServerName::try_from(defaults::SERVER_NAME)
         .map_err(|_| WebSocketError::Tls(server.to_string(), io::ErrorKind::InvalidInput.into()))?;
     let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
@@ -163,7 +203,7 @@ pub async fn connect_tls(
 pub async fn connect(
     server: &ServerAddr,
     tls: Arc<ClientConfig>,
-) -> Result<WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>, WebSocketError> {
+) -> Result<WebSocketStream<TlsStream>, WebSocketError> {
     let refused = |error| WebSocketError::Upgrade(server.to_string(), Box::new(error));
     let stream = connect_tls(server, tls).await?;
     keep_little_unsent(stream.get_ref().0);

@@ -41,6 +41,7 @@ pub(crate) struct Udp {
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
     peer: SocketAddr,
+    heard: Notify,
 }
 
 impl Udp {
@@ -64,7 +65,12 @@ impl Udp {
                 tracing::debug!(%error, "the kernel gives smaller socket buffers");
             }
         }
-        Ok(Self { io, state, peer })
+        Ok(Self {
+            io,
+            state,
+            peer,
+            heard: Notify::new(),
+        })
     }
 
     pub(crate) fn peer(&self) -> SocketAddr {
@@ -73,6 +79,11 @@ impl Udp {
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.io.local_addr()
+    }
+
+    /// Waits until something has come from the peer.
+    pub(crate) async fn heard(&self) {
+        self.heard.notified().await;
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -99,7 +110,12 @@ impl Udp {
             });
             match read {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read),
+                read => {
+                    if read.is_ok() {
+                        self.heard.notify_one();
+                    }
+                    return Poll::Ready(read);
+                }
             }
         }
     }
@@ -115,12 +131,20 @@ pub(crate) struct Wire {
     broken: mpsc::Sender<Carrier>,
 }
 
-/// A control datagram and the carrier that brought it.
-pub(crate) type Control = (Carrier, [u8; bind::SIZE]);
+/// A control datagram and what brought it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Control {
+    pub(crate) carrier: Carrier,
+    /// The address that it came from, over UDP.
+    pub(crate) from: Option<SocketAddr>,
+    pub(crate) datagram: [u8; bind::SIZE],
+}
 
 #[derive(Debug, Default)]
 struct Carriers {
     udp: Option<Arc<Udp>>,
+    /// Sockets to other addresses of the same relay, until one address has answered.
+    others: Vec<Arc<Udp>>,
     websocket: Option<Arc<Pipe>>,
     active: Option<Carrier>,
     /// The last datagram of data that fits every path.
@@ -172,7 +196,25 @@ impl Wire {
     }
 
     pub(crate) fn set_udp(&self, udp: Option<Arc<Udp>>) {
-        self.change(|carriers| carriers.udp = udp);
+        self.change(|carriers| {
+            carriers.udp = udp;
+            carriers.others.clear();
+        });
+    }
+
+    /// Adds a socket to another address of the relay: control datagrams go to it too.
+    pub(crate) fn add_udp(&self, udp: Arc<Udp>) {
+        self.change(|carriers| carriers.others.push(udp));
+    }
+
+    /// Keeps the socket to one address, and gives those to the others up.
+    pub(crate) fn keep_udp(&self, peer: SocketAddr) {
+        self.change(|carriers| {
+            let kept = carriers.others.drain(..).find(|udp| udp.peer == peer);
+            if kept.is_some() {
+                carriers.udp = kept;
+            }
+        });
     }
 
     pub(crate) fn set_websocket(&self, pipe: Option<Arc<Pipe>>) {
@@ -203,7 +245,7 @@ impl Wire {
         let carriers = lock(&self.carriers);
         match carrier {
             Carrier::Udp => {
-                if let Some(udp) = &carriers.udp {
+                for udp in carriers.udp.iter().chain(&carriers.others) {
                     let _ = udp.io.try_send(datagram);
                 }
             }
@@ -247,10 +289,10 @@ impl Wire {
         let _ = self.broken.try_send(carrier);
     }
 
-    /// Takes control datagrams out of what was received and tells how many buffers hold data.
+    /// Takes control datagrams out of what was received over UDP and tells how many buffers hold data.
     fn sort(
         &self,
-        carrier: Carrier,
+        from: SocketAddr,
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
         filled: usize,
@@ -262,7 +304,7 @@ impl Wire {
             let (length, stride) = (meta[at].len, meta[at].stride.max(1));
             let data = &mut bufs[at][..length];
             if data.chunks(stride).any(bind::is_control) {
-                meta[at].len = self.take_controls(carrier, data, stride);
+                meta[at].len = self.take_controls(from, data, stride);
             }
             if meta[at].len > 0 {
                 if kept != at {
@@ -278,13 +320,13 @@ impl Wire {
     }
 
     /// Moves the data datagrams of a train together and hands the control datagrams on; returns the bytes of data.
-    fn take_controls(&self, carrier: Carrier, data: &mut [u8], stride: usize) -> usize {
+    fn take_controls(&self, from: SocketAddr, data: &mut [u8], stride: usize) -> usize {
         let (mut read, mut write) = (0, 0);
         while read < data.len() {
             let end = (read + stride).min(data.len());
             if bind::is_control(&data[read..end]) {
                 if let Some(control) = bind::unpadded(&data[read..end]) {
-                    let _ = self.control.try_send((carrier, *control));
+                    self.hand_on(Carrier::Udp, Some(from), control);
                 }
             } else {
                 data.copy_within(read..end, write);
@@ -293,6 +335,15 @@ impl Wire {
             read = end;
         }
         write
+    }
+
+    /// Hands a control datagram on, unless too many wait already.
+    fn hand_on(&self, carrier: Carrier, from: Option<SocketAddr>, datagram: &[u8; bind::SIZE]) {
+        let _ = self.control.try_send(Control {
+            carrier,
+            from,
+            datagram: *datagram,
+        });
     }
 
     fn poll_udp(
@@ -306,7 +357,7 @@ impl Wire {
             match udp.poll_recv(cx, bufs, meta) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(filled)) => {
-                    let kept = self.sort(Carrier::Udp, bufs, meta, filled);
+                    let kept = self.sort(udp.peer, bufs, meta, filled);
                     if kept > 0 {
                         return Poll::Ready(kept);
                     }
@@ -330,7 +381,7 @@ impl Wire {
         let polled = pipe.poll_recv(cx, |datagram| {
             if bind::is_control(datagram) {
                 if let Some(control) = bind::unpadded(datagram) {
-                    let _ = self.control.try_send((Carrier::WebSocket, *control));
+                    self.hand_on(Carrier::WebSocket, None, control);
                 }
                 return true;
             }
@@ -393,7 +444,7 @@ impl AsyncUdpSocket for Wire {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let (udp, pipe) = {
+        let (udp, others, pipe) = {
             let mut carriers = lock(&self.carriers);
             if !carriers
                 .reader
@@ -402,13 +453,17 @@ impl AsyncUdpSocket for Wire {
             {
                 carriers.reader = Some(cx.waker().clone());
             }
-            (carriers.udp.clone(), carriers.websocket.clone())
+            (
+                carriers.udp.clone(),
+                carriers.others.clone(),
+                carriers.websocket.clone(),
+            )
         };
-        if let Some(udp) = udp
-            && let Poll::Ready(count) = self.poll_udp(&udp, cx, bufs, meta)
-        {
-            self.activity.received();
-            return Poll::Ready(Ok(count));
+        for udp in udp.iter().chain(&others) {
+            if let Poll::Ready(count) = self.poll_udp(udp, cx, bufs, meta) {
+                self.activity.received();
+                return Poll::Ready(Ok(count));
+            }
         }
         if let Some(pipe) = pipe
             && let Poll::Ready(count) = self.poll_websocket(&pipe, cx, bufs, meta)
@@ -566,14 +621,20 @@ mod tests {
             IoSliceMut::new(&mut alone),
             IoSliceMut::new(&mut last),
         ];
-        let kept = wire.sort(Carrier::Udp, &mut bufs, &mut metas, 3);
+        let from = "192.0.2.1:1".parse().unwrap();
+        let kept = wire.sort(from, &mut bufs, &mut metas, 3);
         assert_eq!(kept, 2);
         assert_eq!((metas[0].len, metas[0].stride, metas[0].addr), (100, 50, PEER));
         assert_eq!(bufs[0][..100], [data, data].concat());
         assert_eq!((metas[1].len, metas[1].addr), (20, PEER));
         assert_eq!(bufs[1][..20], [0xc0; 20]);
-        assert_eq!(controls.try_recv().unwrap(), (Carrier::Udp, control));
-        assert_eq!(controls.try_recv().unwrap(), (Carrier::Udp, control));
+        let expected = Control {
+            carrier: Carrier::Udp,
+            from: Some(from),
+            datagram: control,
+        };
+        assert_eq!(controls.try_recv().unwrap(), expected);
+        assert_eq!(controls.try_recv().unwrap(), expected);
         assert!(controls.try_recv().is_err());
     }
 

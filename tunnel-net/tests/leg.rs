@@ -157,3 +157,27 @@ async fn the_end_of_a_circuit_reaches_the_leg_with_its_reason() {
         .ended;
     assert_eq!(ended, Some(Code::Revoked));
 }
+
+/// RFC 8305: an address that does not answer costs a stagger, not the patience with a whole carrier, which is 3 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leg_takes_the_address_that_answers() {
+    let fleet = Fleet::new();
+    let relay = Relay::start(Ipv4Addr::LOCALHOST.into(), fleet.api_server()).await;
+    // Somebody is there, and says nothing.
+    let silent = Ipv4Addr::new(127, 0, 0, 9);
+    let _socket = tokio::net::UdpSocket::bind((silent, relay.addr.udp_port))
+        .await
+        .unwrap();
+    let leg = |role| {
+        let only = Try::Only(Carrier::Udp);
+        Relay::leg_beginning_with(Some(silent.into()), &relay.addr, role, fleet.api_client(), only)
+    };
+    let started = std::time::Instant::now();
+    let ends = fleet.connect(leg(Role::Source), leg(Role::Destination)).await;
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(ends.operator.close_reason().is_none());
+}

@@ -102,6 +102,13 @@ impl Agent {
         self.handle_server_time(welcome.clock);
     }
 
+    /// The link goes on over another carrier.
+    pub(super) fn handle_moved(&mut self, carrier: Carrier) {
+        let Some(linked) = &mut self.linked else { return };
+        linked.carrier = carrier;
+        self.notify(&format!("linked over {carrier}"));
+    }
+
     pub(super) fn handle_server_time(&mut self, clock: UnixTime) {
         let time = ServerTime::new(clock, Instant::now());
         self.server_time = Some(time);

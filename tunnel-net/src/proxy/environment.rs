@@ -23,6 +23,12 @@ pub struct ProxyVariableError {
 }
 
 impl Proxy {
+    /// Returns the variable of the environment that names a proxy, if one does.
+    pub fn variable() -> Option<&'static str> {
+        let is_set = |name: &&&str| std::env::var(name).is_ok_and(|value| !value.trim().is_empty());
+        VARIABLES.iter().find(is_set).copied()
+    }
+
     /// Returns the proxy that the environment names for a host: in `HTTPS_PROXY` or `ALL_PROXY`, capital or small.
     ///
     /// This machine itself is never reached through a proxy, nor is what `NO_PROXY` lists: names (each with everything

@@ -52,6 +52,7 @@ impl Relay {
             tcp_port: tcp.local_addr().unwrap().port(),
             udp_port: udp.local_addr().unwrap().port(),
             proxy: None,
+            proven: tunnel_net::resolve::Proven::default(),
         };
         let (close, closes) = mpsc::channel(1);
         let forwarder = Forwarder::new(udp);
@@ -72,9 +73,20 @@ impl Relay {
         websocket_tls: Arc<rustls::ClientConfig>,
         carriers: Try,
     ) -> Leg {
+        Self::leg_beginning_with(None, addr, role, websocket_tls, carriers)
+    }
+
+    /// As [`Relay::leg`], with an address that is tried before all others.
+    pub(crate) fn leg_beginning_with(
+        proven: Option<IpAddr>,
+        addr: &ServerAddr,
+        role: Role,
+        websocket_tls: Arc<rustls::ClientConfig>,
+        carriers: Try,
+    ) -> Leg {
         let config = LegConfig {
             server: addr.clone(),
-            proven: None,
+            proven,
             circuit: CIRCUIT,
             role,
             key: leg_key(role),
