@@ -1,9 +1,11 @@
 //! `tunnel-agent check`: says whether the device would work, and what to mend. It changes nothing, and does not disturb
 //! an agent that runs.
 
+mod net;
 mod report;
 mod server;
 
+pub use net::check as check_net;
 pub use report::{Finding, Report, Status};
 
 use std::path::PathBuf;
@@ -50,7 +52,7 @@ pub async fn check(loaded: Result<(PathBuf, Config), Failure>, stage: Stage) -> 
     let state = StateDir::new(&config.state_dir);
     let clock = std::sync::Arc::new(state.clock());
     if let Some(mut enrolled) = check_identity(&mut report, &state, &clock)
-        && check_proxy(&mut report, &config, &mut enrolled.server)
+        && check_proxy(&mut report, &config, &state, &mut enrolled.server)
         && stage == Stage::WithServer
     {
         server::check(&mut report, &enrolled, clock).await;
@@ -176,14 +178,14 @@ fn check_identity(report: &mut Report, state: &StateDir, clock: &FloorClock) -> 
 }
 
 /// Puts the proxy on the way to the server; says whether the way is known.
-fn check_proxy(report: &mut Report, config: &Config, server: &mut ServerAddr) -> bool {
+fn check_proxy(report: &mut Report, config: &Config, state: &StateDir, server: &mut ServerAddr) -> bool {
     match config.on_the_way(server.clone()) {
         Ok(found) => {
             if let Some(proxy) = &found.proxy {
                 let text = format!("`{proxy}` is asked for `{found}`; UDP does not take it");
                 report.ok("proxy", text);
             }
-            *server = found;
+            *server = found.recalled_from(&state.addresses());
             true
         }
         Err(failure) => {

@@ -82,7 +82,11 @@ enum Command {
     #[command(hide = true)]
     Worker,
     /// Say whether this device would work, and what to mend
-    Check,
+    Check {
+        /// Measure the way to the server instead: DNS, both carriers, loss, MTU, NAT, proxy, clock
+        #[arg(long)]
+        net: bool,
+    },
     /// The owner's switch: `off` cuts all tunnels and lets nobody in
     Access {
         /// `on`, `off` or `status`
@@ -135,7 +139,7 @@ fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
         Some(Command::Enrol { code, id, replace }) => enrol(&cli.global, code, id.as_ref(), *replace),
         Some(Command::Run { check_config }) => run(&cli.global, *check_config),
         Some(Command::Worker) => worker(&cli.global),
-        Some(Command::Check) => check(&cli.global),
+        Some(Command::Check { net }) => check(&cli.global, *net),
         Some(Command::Access { action }) => access(&cli.global, *action),
     };
     exit.map(|exit| ExitCode::from(exit as u8))
@@ -224,12 +228,16 @@ fn worker(global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn check(global: &Global) -> Result<Exit, Failure> {
+fn check(global: &Global, net: bool) -> Result<Exit, Failure> {
     let loaded = load(global, true);
     if let Ok((_, config)) = &loaded {
         state::become_owner(&config.state_dir)?;
     }
-    let report = runtime()?.block_on(check::check(loaded, check::Stage::WithServer));
+    let runtime = runtime()?;
+    let report = match net {
+        true => runtime.block_on(check::check_net(loaded)),
+        false => runtime.block_on(check::check(loaded, check::Stage::WithServer)),
+    };
     say(&if global.json {
         report.to_json()
     } else {

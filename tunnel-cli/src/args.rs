@@ -55,6 +55,8 @@ pub enum Command {
     Logout,
     /// Show who is logged in, and whether the server answers
     Status,
+    /// Measure the way to the server, and say what is wrong with it
+    Doctor(Doctor),
     /// List devices, or show one
     Devices(Devices),
     /// Run ssh to a device
@@ -106,6 +108,13 @@ pub struct Login {
     /// The name to log in as, if the code leaves a choice
     #[arg(long)]
     pub name: Option<OperatorName>,
+}
+
+/// `tunnel doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Say too how the server knows this device's link
+    pub device: Option<String>,
 }
 
 /// `tunnel devices`.

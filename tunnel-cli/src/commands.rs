@@ -4,6 +4,7 @@ pub mod access;
 pub mod audit;
 pub mod cut;
 pub mod devices;
+pub mod doctor;
 pub mod login;
 pub mod policy;
 pub mod ssh;

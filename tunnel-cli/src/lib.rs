@@ -126,6 +126,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Login(args) => commands::login::login(context, args).await,
         Command::Status => commands::status::status(context).await,
+        Command::Doctor(args) => commands::doctor::doctor(context, args).await,
         Command::Devices(args) => commands::devices::devices(context, args).await,
         Command::Connect(args) => {
             let ask = with_environment(args.ask)?;

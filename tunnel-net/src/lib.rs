@@ -10,6 +10,7 @@ pub mod clock;
 pub mod files;
 pub mod leg;
 pub mod link;
+pub mod measure;
 pub mod network;
 pub mod proxy;
 pub mod quic;

@@ -22,6 +22,9 @@ const BEYOND_THE_RIGHT: Duration = Duration::from_secs(60);
 /// How often an end-to-end connection shows that it is alive, while it is open at the operator's end.
 pub const TUNNEL_KEEPALIVE: Duration = Duration::from_secs(15);
 
+/// How long a connection that measures outlives silence.
+const PROBE_SILENCE: Duration = Duration::from_secs(10);
+
 /// What a session may hold at the device, in bytes, when its service does not read.
 const AGENT_STREAM_WINDOW: u32 = 1024 * 1024;
 
@@ -61,6 +64,17 @@ pub fn link_transport() -> Arc<TransportConfig> {
         .receive_window(VarInt::from_u32(128 * 1024))
         .send_window(128 * 1024)
         .mtu_discovery_config(None);
+    Arc::new(config)
+}
+
+/// Returns the settings of a connection that measures: those of a control link, and it finds the path's MTU.
+pub fn probe_transport() -> Arc<TransportConfig> {
+    let mut config = base(PROBE_SILENCE);
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(64 * 1024))
+        .receive_window(VarInt::from_u32(128 * 1024))
+        .send_window(128 * 1024);
     Arc::new(config)
 }
 

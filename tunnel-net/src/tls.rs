@@ -111,13 +111,14 @@ pub fn link_client(ends: &Ends, credentials: &Credentials) -> ClientConfig {
     )
 }
 
-/// Makes the server's end of control links: it talks to devices only.
+/// Makes the server's end of control links: it talks to devices, and to operators, who may measure the way and nothing
+/// else.
 pub fn link_server(
     ends: &Ends,
     credentials: &Credentials,
     revocations: Arc<dyn Revocations>,
 ) -> ServerConfig {
-    let verifier = Verifier::new(Roots::Known(ends.clone()), Allowed::Devices).with_revocations(revocations);
+    let verifier = Verifier::new(Roots::Known(ends.clone()), Allowed::Clients).with_revocations(revocations);
     server(verifier, &credentials.without_root(&ends.trust), ALPN_LINK)
 }
 

@@ -118,6 +118,9 @@ pub struct LinkState {
     pub clock_skew_secs: i64,
     /// `true` when the next proof is overdue.
     pub overdue: bool,
+    /// Within how many seconds the link proves itself again: what its keepalive has learnt of the NAT on the way.
+    #[serde(default)]
+    pub proof_within_secs: u64,
 }
 
 /// `POST /v1/tunnels`: asks for a tunnel.

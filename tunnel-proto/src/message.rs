@@ -39,6 +39,10 @@ pub enum FromAgent {
     /// A session in a tunnel has ended.
     #[n(7)]
     SessionEnded(#[n(0)] SessionEnded),
+    /// First message of a connection that only measures the way, by a device or an operator: it is no link, and leaves
+    /// one that is up alone. Later ones ask for the measures so far; [`FromAgent::Ping`] is answered as on a link.
+    #[n(8)]
+    Probe(#[n(0)] Probe),
 }
 
 /// What the server tells an agent.
@@ -72,6 +76,9 @@ pub enum FromServer {
     /// The server ends the link in good order; the agent comes back after the given time.
     #[n(8)]
     Goodbye(#[n(0)] Goodbye),
+    /// Answer to [`FromAgent::Probe`].
+    #[n(9)]
+    Probed(#[n(0)] Probed),
 }
 
 /// First message on a control link.
@@ -277,6 +284,57 @@ pub struct Pong {
     /// The server's clock.
     #[n(3)]
     pub clock: UnixTime,
+}
+
+/// Asks what the server has measured of a connection.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Probe {
+    /// Version of the program that asks.
+    #[n(0)]
+    pub version: String,
+}
+
+/// What the server sees and has measured of a connection that only measures.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Probed {
+    /// The server.
+    #[n(0)]
+    pub node: NodeName,
+    /// Its version.
+    #[n(1)]
+    pub version: String,
+    /// Its clock, in milliseconds since 1970.
+    #[n(2)]
+    pub clock_millis: u64,
+    /// The address and port from which it hears the one who asks, as text.
+    #[n(3)]
+    pub seen_as: String,
+    /// Packets that it has sent on this connection.
+    #[n(4)]
+    pub sent: u64,
+    /// How many of them were lost.
+    #[n(5)]
+    pub lost: u64,
+    /// To a device: its control link, if one is up.
+    #[n(6)]
+    pub link: Option<ProbedLink>,
+}
+
+/// What the server knows of the control link of the device that asks.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct ProbedLink {
+    /// `udp` or `websocket`.
+    #[n(0)]
+    pub carrier: String,
+    /// Milliseconds since the last proven round trip.
+    #[n(1)]
+    pub proven_millis_ago: u64,
+    /// Within how many seconds the link proves itself again: what its keepalive has learnt of the NAT on the way.
+    #[n(2)]
+    pub proof_within_secs: u64,
 }
 
 /// A fresh certificate.

@@ -19,6 +19,7 @@ use crate::control::Control;
 
 pub(crate) mod accept;
 mod presence;
+mod probe;
 mod renew;
 mod report;
 mod serve;
@@ -39,7 +40,6 @@ pub(crate) struct Link {
     pub(crate) peer: Peer,
     pub(crate) nonce: LinkNonce,
     pub(crate) version: String,
-    carrier: Carrier,
     connection: Connection,
     outbox: mpsc::Sender<FromServer>,
     state: Mutex<State>,
@@ -121,8 +121,13 @@ impl Link {
     }
 
     /// Returns the state of the link, as the API shows it.
-    pub(crate) fn link_state(&self) -> LinkState {
-        self.state().presence.state(Instant::now(), self.carrier)
+    pub(crate) fn link_state(&self, control: &Control) -> LinkState {
+        self.state().presence.state(Instant::now(), self.carrier(control))
+    }
+
+    /// Returns how the link travels; it may have changed since it came up.
+    pub(crate) fn carrier(&self, control: &Control) -> Carrier {
+        control.relay.peer_of(self.connection.remote_address()).0
     }
 
     /// Closes the link at once.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use tunnel_net::measure::{self, Level};
 use tunnel_proto::code::Exit;
 
 use crate::failure::Failure;
@@ -36,6 +37,8 @@ pub struct Finding {
     pub status: Status,
     /// What was found.
     pub text: String,
+    /// Why it matters, where that is not plain.
+    pub why: Option<&'static str>,
     /// What mends it.
     pub mend: Option<String>,
     /// The stable code, where it does not work.
@@ -48,6 +51,8 @@ pub struct Finding {
 pub struct Report {
     /// In the order in which it was looked at.
     pub findings: Vec<Finding>,
+    /// What was measured, if anything was.
+    pub facts: Option<serde_json::Value>,
 }
 
 impl Report {
@@ -70,11 +75,33 @@ impl Report {
         }
     }
 
+    /// Notes what a measurement means.
+    pub fn measured(&mut self, finding: &measure::Finding) {
+        let status = match finding.level {
+            Level::Ok => Status::Ok,
+            Level::Warning => Status::Warning,
+            Level::Failed => Status::Failed,
+        };
+        self.push(
+            finding.name,
+            status,
+            finding.what.clone(),
+            finding.next.map(str::to_owned),
+        );
+        if let Some(last) = self.findings.last_mut() {
+            last.why = finding.why;
+            if let Some(code) = finding.code {
+                (last.code, last.exit) = (Some(code.as_str()), code.exit());
+            }
+        }
+    }
+
     fn push(&mut self, name: &str, status: Status, text: String, mend: Option<String>) {
         self.findings.push(Finding {
             name: name.into(),
             status,
             text,
+            why: None,
             mend,
             code: None,
             exit: Exit::Done,
@@ -101,6 +128,9 @@ impl Report {
                 finding.name,
                 finding.text
             );
+            if let Some(why) = finding.why {
+                let _ = writeln!(text, "        why: {why}");
+            }
             if let Some(mend) = &finding.mend {
                 let _ = writeln!(text, "        next: {mend}");
             }
@@ -118,15 +148,17 @@ impl Report {
                     "name": finding.name,
                     "status": finding.status.as_str(),
                     "text": finding.text,
+                    "why": finding.why,
                     "next": finding.mend,
                     "code": finding.code,
                 })
             })
             .collect();
-        format!(
-            "{}\n",
-            serde_json::json!({ "ok": self.exit() == Exit::Done, "checks": checks })
-        )
+        let mut json = serde_json::json!({ "ok": self.exit() == Exit::Done, "checks": checks });
+        if let (Some(facts), Some(fields)) = (&self.facts, json.as_object_mut()) {
+            fields.insert("facts".into(), facts.clone());
+        }
+        format!("{json}\n")
     }
 }
 

@@ -113,7 +113,7 @@ fn kinds(device: &Device) -> String {
 }
 
 /// Says what is proven about a device, and how old the proof is.
-fn presence(device: &Device, now: UnixTime) -> String {
+pub(super) fn presence(device: &Device, now: UnixTime) -> String {
     let mut text = match &device.link {
         Some(link) => proof(link),
         None => match device.last_seen {
@@ -190,6 +190,7 @@ mod tests {
             rtt_millis: Some(41),
             clock_skew_secs: 0,
             overdue: false,
+            proof_within_secs: 25,
         }
     }
 

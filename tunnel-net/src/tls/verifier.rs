@@ -35,8 +35,6 @@ pub(super) enum Roots {
 pub(super) enum Allowed {
     /// Servers.
     Servers,
-    /// Devices.
-    Devices,
     /// Devices and operators.
     Clients,
     /// One identity, with one key if that is known.
@@ -55,9 +53,8 @@ impl Allowed {
             (Self::Exactly { key: Some(key), .. }, _) if *key != peer.key => return Err(CertError::OtherKey),
             (Self::Exactly { .. }, _) => true,
             (Self::Servers, Subject::Server(_)) => true,
-            (Self::Devices, Subject::Device(_)) => true,
             (Self::Clients, Subject::Device(_) | Subject::Operator(_)) => true,
-            (Self::Servers | Self::Devices | Self::Clients, _) => false,
+            (Self::Servers | Self::Clients, _) => false,
         };
         if fits { Ok(()) } else { Err(CertError::Usage) }
     }

@@ -103,7 +103,7 @@ fn shown(control: &Control, device: DeviceRecord) -> Device {
     Device {
         id: device.id.to_string(),
         groups: device.groups.iter().map(ToString::to_string).collect(),
-        link: link.as_ref().map(|link| link.link_state()),
+        link: link.as_ref().map(|link| link.link_state(control)),
         services: services.iter().map(ToString::to_string).collect(),
         access,
         version: link.as_ref().map(|link| link.version.clone()).or(device.version),

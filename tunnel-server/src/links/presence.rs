@@ -19,6 +19,8 @@ pub(crate) struct Presence {
     /// The proof of the last answer, which the next ping echoes.
     awaited: Option<u64>,
     due: Instant,
+    /// After how long the next proof comes at the latest.
+    within: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +41,7 @@ impl Presence {
             proven: Proof { at: now, rtt },
             awaited: None,
             due: now + KEEPALIVE_FIRST + KEEPALIVE_ANSWER,
+            within: KEEPALIVE_FIRST,
         }
     }
 
@@ -51,7 +54,8 @@ impl Presence {
             self.proven = Proof { at: now, rtt };
         }
         self.awaited = Some(answer);
-        self.due = now + Duration::from_secs(ping.next_secs.into()) + KEEPALIVE_ANSWER;
+        self.within = Duration::from_secs(ping.next_secs.into());
+        self.due = now + self.within + KEEPALIVE_ANSWER;
     }
 
     /// Notes that the agent answered something that went out `rtt` ago.
@@ -68,6 +72,7 @@ impl Presence {
             rtt_millis: Some(millis(self.proven.rtt)),
             clock_skew_secs: self.skew_secs,
             overdue: now > self.due,
+            proof_within_secs: self.within.as_secs(),
         }
     }
 }

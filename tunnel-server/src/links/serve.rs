@@ -8,13 +8,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tunnel_net::stream::{MessageError, read_message, write_message};
 use tunnel_proto::frame::FrameError;
-use tunnel_proto::message::{FromAgent, FromServer, Goodbye, Hello, Ping, Pong, Welcome};
+use tunnel_proto::message::{FromAgent, FromServer, Goodbye, Ping, Pong, Welcome};
 use tunnel_proto::names::Subject;
 use tunnel_proto::{Code, DeviceId, Refusal, TunnelId};
 
 use super::accept::DEADLINE;
 use super::presence::Presence;
-use super::{Link, OUTBOX, State, report, work};
+use super::{Link, OUTBOX, State, probe, report, work};
 use crate::audit::Event;
 use crate::control::Control;
 use crate::run::gate::Pass;
@@ -29,20 +29,27 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
     let Ok(peer) = tunnel_net::tls::connection_peer(&connection, &control.trust, control.now()) else {
         return;
     };
-    let Subject::Device(device) = peer.identity.subject.clone() else {
-        return;
-    };
-    let Ok(Some((send, recv, hello))) = tokio::time::timeout(DEADLINE, first_message(&connection)).await
-    else {
-        connection.close(
-            quinn::VarInt::from_u32(Code::Protocol as u32),
-            Code::Protocol.as_str().as_bytes(),
-        );
-        return;
+    let first = tokio::time::timeout(DEADLINE, first_message(&connection)).await;
+    let (send, recv, device, hello) = match (first, peer.identity.subject.clone()) {
+        (Ok(Some((send, recv, FromAgent::Hello(hello)))), Subject::Device(device)) => {
+            (send, recv, device, hello)
+        }
+        (Ok(Some((send, recv, FromAgent::Probe(_)))), who) => {
+            // Its place among the handshakes is kept: measuring is as bounded as they are.
+            return probe::serve(&control, &connection, (send, recv), &who).await;
+        }
+        (first, _) => {
+            let code = match first {
+                // Others of the fleet may measure, and do not link (THREATS CRT-04).
+                Ok(Some((_, _, FromAgent::Hello(_)))) => Code::CertUsage,
+                _ => Code::Protocol,
+            };
+            connection.close(quinn::VarInt::from_u32(code as u32), code.as_str().as_bytes());
+            return;
+        }
     };
     drop(handshake);
     let (outbox, messages) = mpsc::channel(OUTBOX);
-    let (carrier, _) = control.relay.peer_of(connection.remote_address());
     let report = report::cleaned(hello.report);
     let presence = Presence::new(Instant::now(), control.now(), connection.rtt(), hello.clock);
     let link = Arc::new(Link {
@@ -50,7 +57,6 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
         peer,
         nonce: hello.nonce,
         version: report::word(&hello.version),
-        carrier,
         connection,
         outbox,
         state: Mutex::new(State {
@@ -87,13 +93,11 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
     .await;
 }
 
-/// Waits for the agent's stream and its first message.
-async fn first_message(connection: &Connection) -> Option<(SendStream, RecvStream, Hello)> {
+/// Waits for the peer's stream and its first message.
+async fn first_message(connection: &Connection) -> Option<(SendStream, RecvStream, FromAgent)> {
     let (send, mut recv) = connection.accept_bi().await.ok()?;
-    match read_message(&mut recv).await.ok()? {
-        FromAgent::Hello(hello) => Some((send, recv, hello)),
-        _ => None,
-    }
+    let first = read_message(&mut recv).await.ok()?;
+    Some((send, recv, first))
 }
 
 /// Returns which of the agent's tunnels this server does not have.
@@ -134,7 +138,7 @@ async fn attend(
         streams.messages,
     ));
     tasks.spawn(work::work(control.clone(), link.clone(), waiting, replaced));
-    tracing::info!(device = %link.device, carrier = %link.carrier, "device linked");
+    tracing::info!(device = %link.device, carrier = %link.carrier(control), "device linked");
 
     let why = read(control, link, streams.recv, lane).await;
     link.connection.close(quinn::VarInt::from_u32(0), b"");

@@ -62,7 +62,7 @@ async fn note_linked(control: &Control, link: &Link, replaced: bool) {
     let (_, source) = control.relay.peer_of(link.connection.remote_address());
     let event = Event::DeviceLinked {
         device: link.device.clone(),
-        carrier: link.carrier.as_str().to_owned(),
+        carrier: link.carrier(control).as_str().to_owned(),
         source: source.ip().to_string(),
         version: link.version.clone(),
         replaced,

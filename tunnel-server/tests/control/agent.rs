@@ -17,6 +17,20 @@ use crate::world::{Member, World, now};
 
 pub(crate) const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFoo";
 
+/// Connects as a control link does.
+pub(crate) async fn connect(world: &World, member: &Member) -> Result<(Endpoint, Connection), String> {
+    let mut endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let mut config = quinn::ClientConfig::new(tls::quic_client(tls::link_client(
+        &world.ends,
+        &member.credentials,
+    )));
+    config.transport_config(quic::link_transport());
+    endpoint.set_default_client_config(config);
+    let connecting = endpoint.connect(world.server.udp_addr(), SERVER_NAME).unwrap();
+    let connection = connecting.await.map_err(|error| error.to_string())?;
+    Ok((endpoint, connection))
+}
+
 /// A linked agent.
 pub(crate) struct Agent {
     pub(crate) connection: Connection,
@@ -39,15 +53,7 @@ impl Agent {
         device: &Member,
         tunnels: &[TunnelId],
     ) -> Result<Self, String> {
-        let mut endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let mut config = quinn::ClientConfig::new(tls::quic_client(tls::link_client(
-            &world.ends,
-            &device.credentials,
-        )));
-        config.transport_config(quic::link_transport());
-        endpoint.set_default_client_config(config);
-        let connecting = endpoint.connect(world.server.udp_addr(), SERVER_NAME).unwrap();
-        let connection = connecting.await.map_err(|error| error.to_string())?;
+        let (endpoint, connection) = connect(world, device).await?;
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
         let nonce = fastrand::u128(..).to_be_bytes();
         let hello = Hello {

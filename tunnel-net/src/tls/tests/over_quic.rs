@@ -105,7 +105,7 @@ async fn refusals_keep_their_cause() {
             Code::CertUnknownCa,
         ),
         (
-            link_client(&ends, &operator),
+            link_client(&ends, &fleet.credentials(SERVER)),
             link(&ends, nobody()),
             Code::CertUsage,
             Code::CertUsage,
