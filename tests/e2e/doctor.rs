@@ -203,7 +203,6 @@ fn what_stands_in_the_way_is_named() {
     let other = Server::start(
         &world.lab.host("portal"),
         "198.51.100.66".parse().unwrap(),
-        None,
         &directory,
     );
     intercept(&world, &format!("198.51.100.66:{}", other.address().port()));

@@ -12,11 +12,8 @@ mod cut;
 mod doctor;
 mod durability;
 mod forward;
-<<<<<<< HEAD
 mod handover;
-=======
 mod hostile;
->>>>>>> 0a5c135 (tests: networks that lie, break, forget and queue)
 mod latency;
 mod names;
 mod nat;

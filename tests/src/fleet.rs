@@ -124,7 +124,12 @@ impl Fleet {
         let turn = Turn::Shared {
             _guard: TURN.read().unwrap_or_else(PoisonError::into_inner),
         };
-        Self::build(Plan::default(), turn, Told::Address(middle.address()), Some(middle))
+        Self::build(
+            Plan::default(),
+            turn,
+            Told::Address(middle.address()),
+            Some(middle),
+        )
     }
 
     /// Starts another fleet for the same test, on loopback.

@@ -85,12 +85,7 @@ impl Server {
             "--data",
         ])
         .arg(&data);
-        init.args([
-            "--address",
-            &told.text(address),
-            "--listen",
-            &address.to_string(),
-        ]);
+        init.args(["--address", &told.text(address), "--listen", &address.to_string()]);
         let said = process::run(&mut init, SOON).ok();
         let mut server = Self {
             place: place.clone(),
