@@ -199,6 +199,14 @@ impl Agent {
         self.start();
     }
 
+    /// Has a service try the program that lies where its own was started from.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn upgrade(&self) {
+        self.process().signal(Signal::USR2);
+    }
+
     /// Puts another program in the place of the agent's, for the next start.
     pub fn install(&mut self, program: &Path) {
         self.program = program.to_owned();

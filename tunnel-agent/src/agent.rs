@@ -122,11 +122,15 @@ impl Agent {
     /// # Errors
     /// Says what is missing or wrong, and what to do.
     pub fn new(options: Options) -> Result<Self, Failure> {
-        Self::with_supervisor(options, None)
+        Self::with_supervisor(options, None, defaults::TRIAL)
     }
 
-    /// As [`Agent::new`], as a worker that a supervisor tells what to do.
-    pub(crate) fn with_supervisor(options: Options, supervisor: Option<Channel>) -> Result<Self, Failure> {
+    /// As [`Agent::new`], as a worker that a supervisor tells what to do; a successor is on trial for `trial` at most.
+    pub(crate) fn with_supervisor(
+        options: Options,
+        supervisor: Option<Channel>,
+        trial: Duration,
+    ) -> Result<Self, Failure> {
         let state = StateDir::new(&options.config.state_dir);
         let clock = Arc::new(state.clock());
         if state.path().exists() {
@@ -154,7 +158,7 @@ impl Agent {
             options,
             state,
             _lock: lock,
-            duty: duty::Duty::new(supervisor),
+            duty: duty::Duty::new(supervisor, trial),
             server,
             own: enrolled.own,
             credentials: enrolled.credentials,

@@ -86,12 +86,18 @@ pub const EXPIRY_WARNING: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Longest pause that a server can ask for at the end of a link: one that is wrong must not put a device out of reach.
 pub const GOODBYE_MAX: Duration = Duration::from_secs(600);
 
-/// How long a worker leaves the link to a successor that tries to take it: longer than [`TRIAL`], so that it comes back by
-/// itself only when the supervisor is gone.
-pub const WAIT_FOR_SUCCESSOR: Duration = Duration::from_secs(90);
-
 /// How long a new program has to be welcomed by the server before the one that worked goes on: a slow line needs a tenth.
 pub const TRIAL: Duration = Duration::from_secs(60);
+
+/// Sets [`TRIAL`], in seconds, for lines that are slower still.
+pub const TRIAL_VARIABLE: &str = "TUNNEL_AGENT_TRIAL_SECS";
+
+/// What [`TRIAL`] may be set to, in seconds.
+pub const TRIALS_IN_SECS: std::ops::RangeInclusive<u64> = 10..=3600;
+
+/// How much longer than a trial a worker leaves the link to a successor: it comes back by itself only when the supervisor,
+/// which would tell it to, is gone.
+pub const WAIT_BEYOND_TRIAL: Duration = Duration::from_secs(30);
 
 /// How long a new program must have been linked until it is believed to work: one that falls over its first messages does
 /// so within this.

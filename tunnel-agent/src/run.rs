@@ -1,6 +1,7 @@
 //! `tunnel-agent run`: signals, logs and the service manager round the agent.
 
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -10,7 +11,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::agent::{Agent, Options};
 use crate::channel::Channel;
-use crate::defaults::LOG_VARIABLE;
+use crate::defaults::{LOG_VARIABLE, TRIAL, TRIAL_VARIABLE, TRIALS_IN_SECS};
 use crate::failure::Failure;
 
 /// Sends log lines to the error output, with as much as the variable `TUNNEL_AGENT_LOG` asks for.
@@ -38,6 +39,24 @@ pub fn start_logs() -> Result<(), Failure> {
         logs.init()
     }
     Ok(())
+}
+
+/// Returns how long a new program has to link.
+///
+/// # Errors
+/// Tells that the variable has no such time in it.
+pub(crate) fn trial() -> Result<Duration, Failure> {
+    let Some(text) = std::env::var_os(TRIAL_VARIABLE).filter(|text| !text.is_empty()) else {
+        return Ok(TRIAL);
+    };
+    let secs = text.to_str().and_then(|text| text.parse().ok());
+    let secs = secs.filter(|secs| TRIALS_IN_SECS.contains(secs));
+    secs.map(Duration::from_secs).ok_or_else(|| {
+        let what = format!("could not use the variable `{TRIAL_VARIABLE}`");
+        let (least, most) = (TRIALS_IN_SECS.start(), TRIALS_IN_SECS.end());
+        let why = format!("it is no number of seconds from {least} to {most}");
+        Failure::local("E_USAGE", what, why, "set it to one of these, or unset it")
+    })
 }
 
 /// Takes the channel to the supervisor off the standard input, and leaves nothing there. Must be called in a tokio runtime.
@@ -69,7 +88,7 @@ pub(crate) fn take_channel() -> Result<Channel, Failure> {
 /// # Errors
 /// Says why it could not start.
 pub(crate) async fn run(options: Options, supervisor: Option<Channel>) -> Result<(), Failure> {
-    let agent = Agent::with_supervisor(options, supervisor)?;
+    let agent = Agent::with_supervisor(options, supervisor, trial()?)?;
     if rustix::process::geteuid().is_root() {
         tracing::warn!(
             "the agent runs as root and does not need to: give the state directory to a user of its own"

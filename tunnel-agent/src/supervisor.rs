@@ -27,6 +27,7 @@ use self::succession::{Output, Program, Succession};
 use crate::channel::{self, Channel};
 use crate::defaults;
 use crate::failure::Failure;
+use crate::run;
 use crate::state::{Lock, StateDir};
 
 /// The name of a worker in the list of processes.
@@ -40,6 +41,7 @@ pub(crate) struct Start {
     programs: Programs,
     inherited: BTreeMap<u64, OwnedFd>,
     arguments: Vec<OsString>,
+    trial: Duration,
 }
 
 impl Start {
@@ -58,6 +60,7 @@ impl Start {
             inherited,
             state,
             arguments,
+            trial: run::trial()?,
         })
     }
 }
@@ -99,8 +102,8 @@ pub(crate) async fn supervise(mut start: Start) -> Result<u8, Failure> {
         "supervisor started"
     );
     let mut supervisor = Supervisor {
+        succession: Succession::new(Instant::now(), standing, &numbers, start.trial),
         start,
-        succession: Succession::new(Instant::now(), standing, &numbers),
         workers: BTreeMap::new(),
         channels: JoinSet::new(),
         events: mpsc::channel(defaults::QUEUE),

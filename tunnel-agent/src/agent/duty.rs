@@ -3,7 +3,7 @@
 //! An agent without a supervisor is active for ever, and none of this concerns it.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tunnel_proto::code::Code;
 use tunnel_proto::handover::{self, Message, Order, Role, State};
@@ -12,14 +12,15 @@ use tunnel_proto::{TunnelId, UnixTime};
 
 use super::Agent;
 use crate::channel::Channel;
-use crate::defaults::WAIT_FOR_SUCCESSOR;
+use crate::defaults::WAIT_BEYOND_TRIAL;
 
 /// The role of this process beside others of the same device.
 #[derive(Debug)]
 pub(super) struct Duty {
     channel: Option<Channel>,
     role: Role,
-    /// Until when a successor may try to link.
+    /// How long a successor may try to link, and until when this one may.
+    wait: Duration,
     waits_until: Instant,
     /// Tunnels of the device that other workers keep alive.
     others: BTreeSet<TunnelId>,
@@ -38,11 +39,13 @@ pub(super) enum Heard {
 
 impl Duty {
     /// Begins alone, or under a supervisor that will say what to do.
-    pub(super) fn new(channel: Option<Channel>) -> Self {
+    pub(super) fn new(channel: Option<Channel>, trial: Duration) -> Self {
+        let wait = trial + WAIT_BEYOND_TRIAL;
         Self {
             role: channel.as_ref().map_or(Role::Active, |_| Role::Waiting),
             channel,
-            waits_until: Instant::now() + WAIT_FOR_SUCCESSOR,
+            wait,
+            waits_until: Instant::now() + wait,
             others: BTreeSet::new(),
             told: None,
         }
@@ -158,11 +161,11 @@ impl Agent {
         match role {
             Role::Active => {
                 if !self.dialling {
-                    self.dial(std::time::Duration::ZERO, None);
+                    self.dial(Duration::ZERO, None);
                 }
             }
             Role::Waiting => {
-                self.duty.waits_until = Instant::now() + WAIT_FOR_SUCCESSOR;
+                self.duty.waits_until = Instant::now() + self.duty.wait;
                 self.stop_dialling();
             }
             Role::Draining => {

@@ -4,7 +4,7 @@
 //!
 //! - A new worker is *on trial* until the server has welcomed it and it has kept its link for [`PROBATION`]. Only then do the
 //!   others drain; until then the one that worked (the *incumbent*) keeps its tunnels and takes the link back if need be.
-//! - A trial fails when the worker ends, or has not come through in [`TRIAL`]. It *counts* when the incumbent had a link
+//! - A trial fails when the worker ends, or has not come through in time ([`crate::defaults::TRIAL`]). It *counts* when the incumbent had a link
 //!   as it began: then the server is in reach, and it is the program that fails. After [`TRIALS`] such failures the program
 //!   is given up, and is not tried again. A trial while nobody can reach the server says nothing about a program.
 //! - Where no incumbent runs, as after a reboot, the copy of the last program that came through becomes one.
@@ -18,8 +18,7 @@ use tunnel_proto::code::Code;
 use tunnel_proto::handover::{Message, Order, Role, State};
 
 use crate::defaults::{
-    BETWEEN_TRIALS, GATHER, LIVED, MAX_DRAINING, MAX_WAITING_REPORTS, PROBATION, RESTART_PAUSES, TRIAL,
-    TRIALS,
+    BETWEEN_TRIALS, GATHER, LIVED, MAX_DRAINING, MAX_WAITING_REPORTS, PROBATION, RESTART_PAUSES, TRIALS,
 };
 
 /// What a worker runs.
@@ -122,9 +121,10 @@ pub(crate) struct Succession {
     /// The program that is to be at the front.
     program: Program,
     standing: Standing,
+    trial: Duration,
     failures: u32,
     pause: Duration,
-    /// The exit code of a worker that could not even start.
+    /// The exit code of the first worker that could not even start, since one could.
     no_start: Option<u8>,
     ready: bool,
     /// Ends that wait for a worker that can tell the server.
@@ -133,14 +133,15 @@ pub(crate) struct Succession {
 }
 
 impl Succession {
-    /// Begins, with workers that a supervisor of before has left.
-    pub(crate) fn new(now: Instant, standing: Standing, inherited: &[u64]) -> Self {
+    /// Begins, with workers that a supervisor of before has left; a trial takes `trial` at most.
+    pub(crate) fn new(now: Instant, standing: Standing, inherited: &[u64], trial: Duration) -> Self {
         let mut succession = Self {
             phase: Phase::Gather { until: now + GATHER },
             workers: BTreeMap::new(),
             next: inherited.iter().max().map_or(1, |last| last.saturating_add(1)),
             program: Program::Own,
             standing,
+            trial,
             failures: 0,
             pause: RESTART_PAUSES.0,
             no_start: None,
@@ -201,7 +202,9 @@ impl Succession {
         let Some(ended) = self.workers.remove(&worker) else {
             return;
         };
-        if ended.state.is_none() && ended.program != Program::Inherited {
+        if ended.state.is_some() {
+            self.no_start = None;
+        } else if ended.program != Program::Inherited {
             self.no_start.get_or_insert(code.unwrap_or(1));
         }
         match self.phase {
@@ -346,7 +349,7 @@ impl Succession {
             .incumbent()
             .is_some_and(|incumbent| self.is_linked(incumbent));
         let candidate = self.start(now, self.program);
-        let until = now + TRIAL;
+        let until = now + self.trial;
         self.phase = Phase::Trial {
             candidate,
             until,
@@ -379,10 +382,11 @@ impl Succession {
     fn fail(&mut self, now: Instant, counts: bool) {
         self.failures += u32::from(counts);
         let incumbent = self.incumbent();
+        let until = now + self.trial;
         let rest = |front| Phase::Rest {
             front,
             from: now + BETWEEN_TRIALS,
-            until: now + TRIAL,
+            until,
         };
         match incumbent {
             Some(front) if self.failures >= TRIALS && !self.standing.proven => {
@@ -576,3 +580,6 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
