@@ -10,5 +10,6 @@ mod path;
 mod quic;
 mod report;
 mod streams;
+mod tokens;
 mod web;
 mod world;

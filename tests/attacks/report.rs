@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// The groups whose every row must be answered for here.
-const GROUPS: [&str; 1] = ["DAT"];
+const GROUPS: [&str; 2] = ["TOK", "DAT"];
 
 /// Rows that a test elsewhere holds, beside those here or in their place: row, file, test.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
@@ -49,10 +49,68 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "tunnel-server/src/relay/budget.rs",
         "dat_26_small_datagrams_have_a_rate_and_full_ones_none",
     ),
+    (
+        "TOK-01",
+        "tests/e2e/durability.rs",
+        "a_redeemed_token_stays_redeemed",
+    ),
+    (
+        "TOK-06",
+        "tunnel-proto/src/grant.rs",
+        "a_grant_for_anything_else_is_refused",
+    ),
+    (
+        "TOK-07",
+        "tunnel-proto/src/cose.rs",
+        "every_flipped_bit_and_every_cut_is_refused",
+    ),
+    (
+        "TOK-08",
+        "tunnel-proto/src/cose.rs",
+        "another_key_or_purpose_is_refused",
+    ),
+    (
+        "TOK-08",
+        "tunnel-proto/src/grant.rs",
+        "a_claim_that_stands_twice_refuses_the_grant",
+    ),
+    (
+        "TOK-10",
+        "tunnel-agent/src/acceptance.rs",
+        "a_grant_of_another_link_or_device_is_refused",
+    ),
+    (
+        "TOK-10",
+        "tunnel-agent/src/acceptance.rs",
+        "a_fitting_offer_is_accepted_once",
+    ),
+    (
+        "TOK-11",
+        "tunnel-agent/src/acceptance.rs",
+        "server_time_runs_with_the_monotonic_clock",
+    ),
+    (
+        "TOK-12",
+        "tunnel-net/src/tls/tests/early.rs",
+        "nothing_is_resumed_and_nothing_is_early",
+    ),
+    (
+        "TOK-13",
+        "tunnel-agent/tests/device.rs",
+        "only_the_operator_of_the_grant_gets_in",
+    ),
+    (
+        "TOK-14",
+        "tunnel-server/tests/control/suspension.rs",
+        "a_thousand_revocations_race_an_opening_and_none_opens_afterwards",
+    ),
 ];
 
 /// Rows that do not apply, and why.
-const NOT_APPLICABLE: &[(&str, &str)] = &[];
+const NOT_APPLICABLE: &[(&str, &str)] = &[(
+    "TOK-17",
+    "a tunnel is never prolonged: its end stands in the grant, and who wants more asks for a new one",
+)];
 
 /// Has the table written where it differs; without it that is a failure.
 const UPDATE: &str = "TUNNEL_UPDATE_ATTACKS";
