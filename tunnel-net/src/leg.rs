@@ -319,16 +319,15 @@ impl Driver {
                         state.heard_again = (!silent).then(Instant::now).or(state.heard_again);
                     });
                 }
-                Output::Repeat => self.repeat(),
+                Output::Repeat => self.nudge(),
                 Output::Ended(code) => self.state.send_modify(|state| state.ended = Some(code)),
             }
         }
     }
 
-    /// Makes both ends find out at once what was lost, instead of waiting for a timer that has backed off during an outage.
-    fn repeat(&self) {
+    /// Makes quinn send at once instead of waiting for a probe timer that has backed off during an outage.
+    fn nudge(&self) {
         tracing::debug!("what was lost is repeated");
-        self.wire.repeat();
         self.wake.call();
         if let Err(error) = self.endpoint.rebind_abstract(self.wire.clone()) {
             tracing::debug!(%error, "could not wake the connections");

@@ -29,12 +29,6 @@ const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 /// Control datagrams that wait for the leg's task at most; the relay repeats nothing, but the leg asks again.
 const CONTROL_QUEUE: usize = 16;
 
-/// The bit of a QUIC packet's first byte that packets of the handshake have (RFC 9000 section 17.2).
-const LONG_HEADER: u8 = 0x80;
-
-/// Sizes of datagrams that are worth sending again: more than an acknowledgement, and no more than QUIC's probes.
-const WORTH_KEEPING: std::ops::RangeInclusive<usize> = 200..=1200;
-
 /// A UDP socket that talks to one address.
 #[derive(Debug)]
 pub(crate) struct Udp {
@@ -147,38 +141,8 @@ struct Carriers {
     others: Vec<Arc<Udp>>,
     websocket: Option<Arc<Pipe>>,
     active: Option<Carrier>,
-    /// The last datagram of data that fits every path.
-    last: Vec<u8>,
     reader: Option<Waker>,
     writers: Vec<Waker>,
-}
-
-impl Carriers {
-    /// Sends over the carrier in use.
-    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        match self.active {
-            None => Err(io::ErrorKind::WouldBlock.into()),
-            Some(Carrier::Udp) => self.udp.as_ref().map_or(Ok(()), |udp| udp.try_send(transmit)),
-            Some(Carrier::WebSocket) => self.websocket.as_ref().map_or(Ok(()), |pipe| {
-                let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-                pipe.try_send(transmit.contents.chunks(size))
-            }),
-        }
-    }
-
-    /// Keeps the last datagram of a train if it is of use when it is sent again: data, no handshake, and short enough for
-    /// every path. What quinn sends to find out what was lost is of that kind, so nothing is copied while data flows.
-    fn keep(&mut self, transmit: &Transmit<'_>) {
-        let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-        let Some(datagram) = transmit.contents.chunks(size).next_back() else {
-            return;
-        };
-        let is_data = datagram[0] & LONG_HEADER == 0;
-        if is_data && WORTH_KEEPING.contains(&datagram.len()) {
-            self.last.clear();
-            self.last.extend_from_slice(datagram);
-        }
-    }
 }
 
 impl Wire {
@@ -255,24 +219,6 @@ impl Wire {
                 }
             }
         }
-    }
-
-    /// Sends the last data once more. If it was lost, its receiver confirms it, and from that its sender learns at once what
-    /// else was lost. quinn's own way to ask for that is held back by a full congestion window, which is what an outage
-    /// leaves behind.
-    pub(crate) fn repeat(&self) {
-        let carriers = lock(&self.carriers);
-        if carriers.last.is_empty() {
-            return;
-        }
-        // One that cannot go now is lost like any other.
-        let _ = carriers.send(&Transmit {
-            destination: PEER,
-            ecn: None,
-            contents: &carriers.last,
-            segment_size: None,
-            src_ip: None,
-        });
     }
 
     pub(crate) fn activity(&self) -> Activity {
@@ -418,9 +364,15 @@ impl AsyncUdpSocket for Wire {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let mut carriers = lock(&self.carriers);
-        let sent = carriers.send(transmit);
-        carriers.keep(transmit);
+        let carriers = lock(&self.carriers);
+        let sent = match carriers.active {
+            None => return Err(io::ErrorKind::WouldBlock.into()),
+            Some(Carrier::Udp) => carriers.udp.as_ref().map_or(Ok(()), |udp| udp.try_send(transmit)),
+            Some(Carrier::WebSocket) => carriers.websocket.as_ref().map_or(Ok(()), |pipe| {
+                let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+                pipe.try_send(transmit.contents.chunks(size))
+            }),
+        };
         let active = carriers.active;
         drop(carriers);
         match sent {
@@ -672,30 +624,5 @@ mod tests {
             let woken = tokio::time::timeout(Duration::ZERO, clock.began.notified()).await;
             assert_eq!(woken.is_ok(), wakes, "after {waited} us");
         }
-    }
-
-    #[test]
-    fn data_that_fits_every_path_is_kept_and_sent_again() {
-        let (wire, _controls, _breaks) = Wire::new();
-        let pipe = Pipe::new();
-        wire.set_websocket(Some(pipe.clone()));
-        wire.set_active(Carrier::WebSocket);
-        let send = |contents: &[u8], segment_size| {
-            let transmit = Transmit {
-                destination: PEER,
-                ecn: None,
-                contents,
-                segment_size,
-                src_ip: None,
-            };
-            wire.try_send(&transmit).unwrap();
-            lock(&wire.carriers).last.len()
-        };
-        assert_eq!(send(&[0x40; 60], None), 0, "an acknowledgement");
-        assert_eq!(send(&[0xc0; 1200], None), 0, "a handshake");
-        assert_eq!(send(&[0x40; 1452], None), 0, "longer than some paths carry");
-        assert_eq!(send(&[0x40; 3000], Some(1200)), 600, "the last of a train");
-        wire.repeat();
-        assert_eq!(lock(&wire.carriers).last.len(), 600);
     }
 }
