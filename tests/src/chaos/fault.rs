@@ -38,6 +38,10 @@ pub enum Kind {
     Kill,
     /// The server is asked to end, and started again after a while.
     Restart,
+    /// The device's agent is restarted as a service is, and hands its tunnels over.
+    AgentRestart,
+    /// The agent's supervisor is killed and started again; the worker with the tunnels lives on.
+    AgentCrash,
     /// UDP does not pass.
     BanUdp,
     /// TCP does not pass, and WebSocket with it.
@@ -66,9 +70,11 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Kill,
         Kind::Restart,
+        Kind::AgentRestart,
+        Kind::AgentCrash,
         Kind::BanUdp,
         Kind::BanWebSocket,
         Kind::Move,
@@ -88,6 +94,8 @@ impl Kind {
         match self {
             Kind::Kill => "relay kill -9",
             Kind::Restart => "relay restart",
+            Kind::AgentRestart => "agent restart",
+            Kind::AgentCrash => "agent supervisor kill -9",
             Kind::BanUdp => "UDP banned",
             Kind::BanWebSocket => "WebSocket banned",
             Kind::Move => "address change",
@@ -107,9 +115,16 @@ impl Kind {
         matches!(self, Kind::Kill | Kind::Restart)
     }
 
+    const fn is_agent(self) -> bool {
+        matches!(self, Kind::AgentRestart | Kind::AgentCrash)
+    }
+
     /// Whether it is over as soon as it has happened.
     pub const fn is_instant(self) -> bool {
-        matches!(self, Kind::Move | Kind::Rebind | Kind::MoveBoth)
+        matches!(
+            self,
+            Kind::Move | Kind::Rebind | Kind::MoveBoth | Kind::AgentRestart | Kind::AgentCrash
+        )
     }
 
     /// Where it can strike.
@@ -117,7 +132,7 @@ impl Kind {
         match self {
             Kind::Kill | Kind::Restart => &[Site::Server],
             Kind::Move | Kind::MoveBoth => &Site::ENDS,
-            Kind::Rebind => &[Site::Device],
+            Kind::Rebind | Kind::AgentRestart | Kind::AgentCrash => &[Site::Device],
             _ => &Site::ALL,
         }
     }
@@ -127,8 +142,8 @@ impl Kind {
         match self {
             Kind::Kill => 5,
             Kind::Restart | Kind::BanUdp | Kind::BanWebSocket | Kind::Move | Kind::Rebind | Kind::Cut => 3,
-            Kind::MoveBoth | Kind::Mtu1280 | Kind::Mtu1000 => 2,
-            Kind::Loss | Kind::LossOut | Kind::Reorder | Kind::Bufferbloat => 1,
+            Kind::MoveBoth | Kind::Mtu1280 | Kind::Mtu1000 | Kind::AgentRestart => 2,
+            Kind::AgentCrash | Kind::Loss | Kind::LossOut | Kind::Reorder | Kind::Bufferbloat => 1,
         }
     }
 }
@@ -225,14 +240,16 @@ impl Schedule {
         let site = sites[self.random.below(sites.len() as u64) as usize];
         let hold = self.hold(kind);
         let clashes = others.iter().any(|(_, other)| {
-            (other.kind == kind && other.site == site) || (other.kind.is_relay() && kind.is_relay())
+            (other.kind == kind && other.site == site)
+                || (other.kind.is_relay() && kind.is_relay())
+                || (other.kind.is_agent() && kind.is_agent())
         });
         (!clashes).then_some(Fault { kind, site, hold })
     }
 
     fn hold(&mut self, kind: Kind) -> Duration {
         let millis = match kind {
-            Kind::Move | Kind::Rebind | Kind::MoveBoth => 0,
+            _ if kind.is_instant() => 0,
             Kind::Kill | Kind::Restart => self.random.below(1500),
             // One of twelve lasts as long as it may.
             Kind::Cut if self.random.below(12) == 0 => u64::MAX,

@@ -64,7 +64,7 @@ impl Field {
         let findings = Findings::default();
         let service = service::start(fleet.devices_place(), &findings);
         let sshd = fleet.sshd("sshd");
-        let device = fleet.device(DEVICE).sshd(&sshd);
+        let device = fleet.device(DEVICE).sshd(&sshd).as_service();
         let agent = fleet.link(device.service(CHECKED, &service.target()));
         Self {
             agent,
@@ -81,6 +81,7 @@ impl Field {
         let target = Target {
             lab: &self.lab,
             server: &mut self.fleet.server,
+            agent: &mut self.agent,
             active: BTreeSet::new(),
         };
         let opener = Opener {
@@ -108,6 +109,7 @@ pub struct Opener<'a> {
 pub struct Target<'a> {
     lab: &'a Lab,
     server: &'a mut Server,
+    agent: &'a mut Agent,
     active: BTreeSet<Fault>,
 }
 
@@ -117,6 +119,8 @@ impl Target<'_> {
         match fault.kind {
             Kind::Kill => self.server.kill(),
             Kind::Restart => drop(self.server.stop()),
+            Kind::AgentRestart => self.agent.restart(),
+            Kind::AgentCrash => self.agent.kill_supervisor_and_restart(),
             Kind::Move if fault.site == Site::Technician => self.lab.rebind("technician"),
             Kind::Move => self.move_device(),
             Kind::Rebind => self.lab.rebind("site"),

@@ -84,6 +84,8 @@ pub fn all(cut: Duration) -> Vec<Fault> {
     let mut faults = vec![
         fault(Kind::Kill, Site::Server, Duration::from_secs(1)),
         fault(Kind::Restart, Site::Server, Duration::from_secs(1)),
+        fault(Kind::AgentRestart, Site::Device, Duration::ZERO),
+        fault(Kind::AgentCrash, Site::Device, Duration::ZERO),
     ];
     for site in [Site::Technician, Site::Device] {
         faults.push(fault(Kind::BanUdp, site, short));
@@ -118,6 +120,7 @@ pub fn some() -> Vec<Fault> {
         fault(Kind::BanUdp, Site::Technician, 2000),
         fault(Kind::BanWebSocket, Site::Device, 2000),
         fault(Kind::Rebind, Site::Device, 0),
+        fault(Kind::AgentRestart, Site::Device, 0),
         fault(Kind::Cut, Site::Technician, 3000),
     ]
 }
