@@ -1,6 +1,8 @@
 //! The random run: several sessions at once, and faults with random pauses, until time or count is reached.
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -84,7 +86,9 @@ pub fn run(plan: Plan, tell: &(dyn Fn(&str) + Sync)) -> Result<Summary, Failure>
             log: &log,
             summary: Summary::default(),
         };
-        let result = run.play();
+        // A harness that panics has a seed and last events, too; and the guests must be told.
+        let result = catch_unwind(AssertUnwindSafe(|| run.play()))
+            .unwrap_or_else(|panic| Err(words(panic.as_ref()).to_owned()));
         stop.store(true, Ordering::Relaxed);
         let _ = guests.join();
         result.and_then(|()| run.finish())
@@ -97,6 +101,13 @@ pub fn run(plan: Plan, tell: &(dyn Fn(&str) + Sync)) -> Result<Summary, Failure>
             log.last()
         ))
     })
+}
+
+/// Returns what a panic said.
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without words")
 }
 
 /// The sessions that last as long as the run.
