@@ -11,6 +11,9 @@ use crate::place::Place;
 use crate::process;
 use crate::programs;
 
+/// How long the laboratory may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A network of namespaces; it ends with this value, and so does what runs in it.
 #[derive(Debug)]
 pub struct Lab {
@@ -75,7 +78,12 @@ impl Lab {
 
     /// Changes several properties of a link at once.
     pub fn set_all(&self, link: &str, settings: &[&str]) {
-        self.ask(&[&["set", link], settings].concat());
+        let words = [&["set", link], settings].concat();
+        // On a machine that is very busy an answer may be late; to set the same once more does no harm.
+        let late = || process::run(self.command().args(&words), PATIENCE).code != 0;
+        if late() && late() {
+            self.ask(&words);
+        }
     }
 
     /// Stops all traffic of a link, without a word to anybody.
@@ -106,7 +114,7 @@ impl Lab {
     }
 
     fn ask<S: AsRef<std::ffi::OsStr>>(&self, words: &[S]) -> String {
-        process::run(self.command().args(words), Duration::from_secs(20)).ok()
+        process::run(self.command().args(words), PATIENCE).ok()
     }
 
     fn command(&self) -> Command {
