@@ -121,3 +121,114 @@ fn a_half_open_link_is_found_out_and_replaced() {
     session.close_stdin();
     assert_eq!(session.wait(Duration::from_secs(20)), Some(0));
 }
+
+/// The device tells itself why it was out of reach, once it is back.
+#[test]
+fn a_black_box_tells_why_a_device_was_out_of_reach() {
+    let mut fleet = Fleet::on_loopback();
+    let console = Service::echo(fleet.devices_place());
+    let agent = fleet.link(fleet.device("pump-17").service("console", &console.target()));
+    fleet.server.kill();
+    tunnel_e2e::until("some attempts to fail", Duration::from_secs(90), || {
+        (agent.process().said().matches("no link to the server").count() > 3).then_some(())
+    });
+    fleet.server.restart();
+    let told = tunnel_e2e::until("the black box to be read", Duration::from_secs(90), || {
+        let told = fleet.admin.json(&["outages", "pump-17"]);
+        (!told["outages"].as_array()?.is_empty()).then_some(told)
+    });
+    let outages = told["outages"].as_array().unwrap();
+    assert_eq!(outages.len(), 1, "told once: {told}");
+    let causes: Vec<_> = outages[0]["causes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|seen| seen["cause"].as_str())
+        .collect();
+    assert!(
+        causes.contains(&"udp-silent") && causes.contains(&"tcp-refused"),
+        "{told}"
+    );
+    assert!(outages[0]["attempts"].as_u64() > Some(1), "{told}");
+    assert!(!told["by_cause"].as_array().unwrap().is_empty());
+    let text = fleet.admin.tunnel(&["describe", "pump-17"]).ok();
+    assert!(
+        text.contains("tcp-refused") && text.contains("presence"),
+        "{text}"
+    );
+    // Another link tells nothing twice.
+    fleet.server.kill();
+    fleet.server.restart();
+    fleet.admin.wait_for_link("pump-17");
+    let again = fleet.admin.json(&["outages", "pump-17"]);
+    assert!(again["outages"].as_array().unwrap().len() <= 2, "{again}");
+}
+
+/// A server that stops in good order has its agents back, each at a moment of its own, while sessions wait for nobody.
+#[test]
+fn an_orderly_restart_brings_the_fleet_back_and_sessions_do_not_wait() {
+    let mut fleet = Fleet::on_loopback();
+    let console = Service::echo(fleet.devices_place());
+    let _busy = fleet.link(fleet.device("pump-17").service("console", &console.target()));
+    let others: Vec<_> = (0..20)
+        .map(|number| fleet.link(fleet.device(&format!("idle-{number}"))))
+        .collect();
+    let mut live = session(&fleet, "live");
+    assert_eq!(fleet.server.stop(), 0);
+    fleet.server.restart();
+    live.stdin().unwrap().write_all(b"still here\n").unwrap();
+    assert_eq!(live.line(), "still here\n");
+    let linked = |fleet: &Fleet| {
+        let devices = fleet.admin.json(&["devices"]);
+        let devices = devices.as_array().cloned().unwrap_or_default();
+        devices.iter().filter(|device| !device["link"].is_null()).count()
+    };
+    tunnel_e2e::until("all agents to be back", Duration::from_secs(90), || {
+        (linked(&fleet) == others.len() + 1).then_some(())
+    });
+    let moments: std::collections::BTreeSet<_> = others
+        .iter()
+        .map(|agent| {
+            let said = agent.process().said();
+            let at = said
+                .find("after_millis=")
+                .expect("the server said when to come back");
+            said[at..].split_whitespace().next().unwrap().to_owned()
+        })
+        .collect();
+    assert!(
+        moments.len() > others.len() / 2,
+        "each has a moment of its own: {moments:?}"
+    );
+}
+
+/// What ended while the server was down does not come back with it.
+#[test]
+fn a_tunnel_whose_time_ends_in_an_outage_does_not_come_back() {
+    let mut fleet = Fleet::on_loopback();
+    let console = Service::echo(fleet.devices_place());
+    let _agent = fleet.link(fleet.device("pump-17").service("console", &console.target()));
+    let errors = fleet.directory().join("short.stderr");
+    let mut command = fleet
+        .admin
+        .cli(&["connect", "--ttl", "15s", "pump-17", "console"]);
+    let mut short = Interactive::start(&mut command, &errors);
+    short.stdin().unwrap().write_all(b"hello\n").unwrap();
+    assert_eq!(short.line(), "hello\n");
+    let open = fleet.admin.tunnels();
+    let until = open[0]["expires_at"].as_u64().unwrap();
+    fleet.server.kill();
+    tunnel_e2e::until("the tunnel's time to be over", Duration::from_secs(60), || {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        (now.as_secs() > until).then_some(())
+    });
+    fleet.server.restart();
+    assert_ne!(short.wait(Duration::from_secs(60)), Some(0));
+    let ended = fleet.admin.json(&["describe", open[0]["id"].as_str().unwrap()]);
+    assert_eq!(
+        (&ended["state"], &ended["end_reason"]),
+        (&"ended".into(), &"E_TUNNEL_EXPIRED".into())
+    );
+}

@@ -7,6 +7,7 @@
 mod duty;
 mod linking;
 mod offers;
+mod recorder;
 mod renewal;
 
 use std::collections::BTreeMap;
@@ -21,10 +22,11 @@ use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tunnel_certs::Peer;
 use tunnel_net::ServerAddr;
-use tunnel_net::clock::FloorClock;
+use tunnel_net::clock::{Clock as _, FloorClock};
 use tunnel_net::link::Try;
 use tunnel_net::tls::{self, Credentials, Ends};
 use tunnel_proto::backoff::Backoff;
+use tunnel_proto::blackbox::BlackBox;
 use tunnel_proto::carrier::Carrier;
 use tunnel_proto::code::Code;
 use tunnel_proto::cose::VerifyingKey;
@@ -93,6 +95,11 @@ pub struct Agent {
     /// Earliest return to the server, if it asked for one.
     return_at: Option<Instant>,
     renewal: renewal::Renewal,
+    black_box: BlackBox,
+    /// Since when there is no link, by the clock that nobody sets.
+    lost_at: Option<Instant>,
+    /// Whether the server said why the link ends.
+    said_goodbye: bool,
 }
 
 /// A control link that is up.
@@ -148,6 +155,7 @@ impl Agent {
             policy: options.config.policy.clone(),
             access: options.config.access && switch.is_on(),
         };
+        let black_box = BlackBox::new(&state.load_black_box(), clock.now());
         let ends = Ends::new(Arc::clone(&enrolled.trust), Arc::clone(&clock) as Arc<_>);
         Ok(Self {
             websocket_tls: Arc::new(tls::api_client(&ends, None)),
@@ -181,6 +189,9 @@ impl Agent {
             backoff: Backoff::default(),
             return_at: None,
             renewal: renewal::Renewal::default(),
+            black_box,
+            lost_at: None,
+            said_goodbye: false,
         })
     }
 
@@ -294,6 +305,7 @@ impl Agent {
             FromServer::Renewed(renewed) => self.handle_renewed(&renewed),
             FromServer::RenewRefused(refusal) => self.handle_renew_refused(&refusal),
             FromServer::Goodbye(goodbye) => self.handle_goodbye(&goodbye),
+            FromServer::OutagesKept(ids) => self.handle_outages_kept(&ids),
             // The link answers `Pong` itself, and a kind of a newer version is passed over (THREATS AGT-15).
             _ => {}
         }

@@ -10,6 +10,7 @@
 pub mod acceptance;
 pub mod access;
 pub mod agent;
+pub mod causes;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -18,7 +18,9 @@ use tunnel_proto::defaults::{KEEPALIVE_ANSWER, KEEPALIVE_MAX};
 use tunnel_proto::frame::FrameError;
 use tunnel_proto::keepalive::{Action, Keepalive};
 use tunnel_proto::message::{FromAgent, FromServer, Hello, Ping, Pong};
+use tunnel_proto::outage::Cause;
 
+use crate::causes::{self, Found};
 use crate::defaults::{CLOSE_DEADLINE, WELCOME_DEADLINE};
 use crate::http::connect_code;
 
@@ -71,6 +73,8 @@ pub(crate) struct End {
     pub(crate) why: String,
     /// Its code.
     pub(crate) code: Code,
+    /// What stood against the link, for the black box.
+    pub(crate) causes: Vec<Found>,
     /// The interval of the keepalive, if it still held.
     pub(crate) learnt: Option<Duration>,
 }
@@ -83,6 +87,7 @@ pub(crate) async fn run(dial: Dial, events: mpsc::Sender<Event>) {
         Err(error) => End {
             why: error.to_string(),
             code: code_of(&error),
+            causes: causes::of_attempts(&error),
             learnt: None,
         },
     };
@@ -142,6 +147,7 @@ fn stopped() -> End {
     End {
         why: "the agent stops".into(),
         code: Code::TunnelClosed,
+        causes: Vec::new(),
         learnt: None,
     }
 }
@@ -151,6 +157,7 @@ fn explain(link: &Link, end: End) -> End {
     match link.connection.close_reason() {
         Some(reason) => End {
             code: tls::connection_refusal(&reason).unwrap_or(end.code),
+            causes: vec![causes::of_end(&reason)],
             why: reason.to_string(),
             ..end
         },
@@ -160,6 +167,9 @@ fn explain(link: &Link, end: End) -> End {
 
 /// The one stream of a link, with its keepalive.
 struct Channel {
+    connection: quinn::Connection,
+    /// Bytes of headers around each datagram.
+    headers: u64,
     send: SendStream,
     inbox: mpsc::Receiver<FromServer>,
     reader: AbortOnDropHandle<String>,
@@ -191,6 +201,8 @@ impl Channel {
         let reader = AbortOnDropHandle::new(tokio::task::spawn(read(recv, to_inbox)));
         let keepalive = Keepalive::new(Instant::now(), learnt);
         Ok(Self {
+            connection: link.connection.clone(),
+            headers: headers(link),
             send,
             inbox,
             reader,
@@ -260,7 +272,7 @@ impl Channel {
                     let ping = self.ping(seq);
                     self.write(&FromAgent::Ping(ping)).await?;
                 }
-                Action::Dead => return Err(broken("the server does not answer the keepalive")),
+                Action::Dead => return Err(silent("the server does not answer the keepalive")),
             }
         }
         Ok(())
@@ -275,7 +287,15 @@ impl Channel {
             proof: self.proof,
             next_secs: u32::try_from(next.as_secs()).unwrap_or(u32::MAX),
             rtt_millis: self.keepalive.rtt().map(millis),
+            cost_bytes: Some(self.cost()),
         }
+    }
+
+    /// Returns what the link has cost so far, both ways, with the headers below it.
+    fn cost(&self) -> u64 {
+        let stats = self.connection.stats();
+        let datagrams = stats.udp_tx.datagrams + stats.udp_rx.datagrams;
+        stats.udp_tx.bytes + stats.udp_rx.bytes + datagrams * self.headers
     }
 
     async fn write(&mut self, message: &FromAgent) -> Result<(), End> {
@@ -284,7 +304,7 @@ impl Channel {
         match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.end(error.to_string())),
-            Err(_) => Err(broken("the server takes no messages")),
+            Err(_) => Err(silent("the server takes no messages")),
         }
     }
 
@@ -311,11 +331,34 @@ async fn changed(carrier: &mut watch::Receiver<Carrier>) -> Carrier {
     }
 }
 
+/// Returns the bytes around each datagram of a link: headers of IP and UDP, or of IP and TCP with those of WebSocket and
+/// TLS, and the acknowledgement that TCP answers with.
+fn headers(link: &Link) -> u64 {
+    let ip = match link.server_ip {
+        Some(IpAddr::V6(_)) => 40,
+        _ => 20,
+    };
+    match *link.carrier.borrow() {
+        Carrier::Udp => ip + 8,
+        Carrier::WebSocket => 2 * (ip + 32) + 8 + 22,
+    }
+}
+
 fn broken(why: impl Into<String>) -> End {
+    let why = why.into();
     End {
-        why: why.into(),
+        causes: vec![(Cause::LinkBroken, why.clone())],
+        why,
         code: Code::ServerUnreachable,
         learnt: None,
+    }
+}
+
+/// Nothing comes back over the link any more.
+fn silent(why: &str) -> End {
+    End {
+        causes: vec![(Cause::LinkSilent, why.to_owned())],
+        ..broken(why)
     }
 }
 

@@ -84,6 +84,25 @@ impl StateDir {
         self.path.join("addresses")
     }
 
+    fn black_box(&self) -> PathBuf {
+        self.path.join("black-box")
+    }
+
+    /// Reads what was kept of outages; what cannot be read is as nothing.
+    pub fn load_black_box(&self) -> Vec<u8> {
+        files::read_private(&self.black_box())
+            .map(|bytes| bytes.to_vec())
+            .unwrap_or_default()
+    }
+
+    /// Keeps what was seen in outages over a restart.
+    ///
+    /// # Errors
+    /// Returns what the file system says; the agent goes on without.
+    pub fn save_black_box(&self, bytes: &[u8]) -> Result<(), FileError> {
+        files::write_private(&self.black_box(), bytes)
+    }
+
     fn floor(&self) -> PathBuf {
         self.path.join("clock")
     }

@@ -114,6 +114,21 @@ impl Api {
         self.get(&format!("/v1/devices/{id}"), ONE).await
     }
 
+    /// Lists outages of one device or of all, those of the last `span` if one is given.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn outages(
+        &mut self,
+        device: Option<&DeviceId>,
+        span: Option<Duration>,
+    ) -> Result<Vec<Outage>, HttpError> {
+        let device = device.map(|id| format!("device={id}"));
+        let span = span.map(|span| format!("last_secs={}", span.as_secs()));
+        let query: Vec<_> = device.into_iter().chain(span).collect();
+        self.get(&format!("/v1/outages?{}", query.join("&")), LIST).await
+    }
+
     /// Asks for a tunnel.
     ///
     /// # Errors

@@ -59,6 +59,8 @@ pub enum Command {
     Doctor(Doctor),
     /// List devices, or show one
     Devices(Devices),
+    /// Tell why devices were out of reach, as they saw it themselves
+    Outages(Outages),
     /// Run ssh to a device
     #[command(
         override_usage = "tunnel ssh [OPTIONS] [SSH OPTIONS] [USER@]DEVICE [SSH OPTIONS] [--] [COMMAND...]"
@@ -75,7 +77,7 @@ pub enum Command {
     Forward(Forward),
     /// List tunnels
     Tunnels(Tunnels),
-    /// Show one tunnel
+    /// Show one tunnel, or one device
     Describe(Describe),
     /// Close tunnels
     Close(Close),
@@ -122,6 +124,16 @@ pub struct Doctor {
 pub struct Devices {
     /// The device to show; all if absent
     pub device: Option<String>,
+}
+
+/// `tunnel outages`.
+#[derive(Debug, Args)]
+pub struct Outages {
+    /// The device; all that you may see if absent
+    pub device: Option<String>,
+    /// Only those that ended within this time, as `7d`
+    #[arg(long, value_name = "TIME")]
+    pub last: Option<Span>,
 }
 
 /// What a new tunnel is asked for with.

@@ -6,6 +6,7 @@ pub mod cut;
 pub mod devices;
 pub mod doctor;
 pub mod login;
+pub mod outages;
 pub mod policy;
 pub mod ssh;
 pub mod status;

@@ -128,6 +128,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Status => commands::status::status(context).await,
         Command::Doctor(args) => commands::doctor::doctor(context, args).await,
         Command::Devices(args) => commands::devices::devices(context, args).await,
+        Command::Outages(args) => commands::outages::outages(context, args).await,
         Command::Connect(args) => {
             let ask = with_environment(args.ask)?;
             let (device, service) = (ssh::device(&args.device)?, args.service);

@@ -121,6 +121,46 @@ pub struct LinkState {
     /// Within how many seconds the link proves itself again: what its keepalive has learnt of the NAT on the way.
     #[serde(default)]
     pub proof_within_secs: u64,
+    /// What the link has cost so far, both ways with headers, in bytes, as the agent counts it.
+    #[serde(default)]
+    pub cost_bytes: Option<u64>,
+    /// What a day would cost at the rate since its first keepalive, in bytes.
+    #[serde(default)]
+    pub cost_bytes_per_day: Option<u64>,
+}
+
+/// A time in which a device had no link, as the device tells it and `GET /v1/outages` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Outage {
+    /// The device.
+    pub device: String,
+    /// When it began, in seconds since 1970, by the device's clock.
+    pub from: u64,
+    /// When it ended.
+    pub until: u64,
+    /// How many times the device tried to get a link.
+    pub attempts: u32,
+    /// How many times the agent was started in the meantime.
+    pub starts: u32,
+    /// What the device saw, in the order in which it saw it first.
+    pub causes: Vec<OutageCause>,
+}
+
+/// What a device saw in an outage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OutageCause {
+    /// The cause, as `udp-silent`.
+    pub cause: String,
+    /// How often it was seen.
+    pub count: u32,
+    /// When it was seen first, in seconds since 1970.
+    pub first: u64,
+    /// When it was seen last.
+    pub last: u64,
+    /// The particulars, in the device's words.
+    pub detail: Option<String>,
 }
 
 /// `POST /v1/tunnels`: asks for a tunnel.

@@ -10,6 +10,7 @@
 
 pub mod backoff;
 pub mod bind;
+pub mod blackbox;
 pub mod carrier;
 pub mod circuit;
 pub mod code;
@@ -25,6 +26,7 @@ pub mod keys;
 pub mod leg;
 pub mod message;
 pub mod names;
+pub mod outage;
 pub mod time;
 pub mod token;
 

@@ -9,6 +9,7 @@ use crate::grant::LinkNonce;
 use crate::ids::{CircuitId, TunnelId};
 use crate::keys::Secret;
 use crate::names::{NodeName, ServiceName};
+use crate::outage::Outage;
 use crate::time::UnixTime;
 
 /// What an agent tells the server.
@@ -43,6 +44,10 @@ pub enum FromAgent {
     /// one that is up alone. Later ones ask for the measures so far; [`FromAgent::Ping`] is answered as on a link.
     #[n(8)]
     Probe(#[n(0)] Probe),
+    /// Times without a link that are over. They are told on each link until the server answers with
+    /// [`FromServer::OutagesKept`].
+    #[n(9)]
+    Outages(#[n(0)] Vec<Outage>),
 }
 
 /// What the server tells an agent.
@@ -79,6 +84,9 @@ pub enum FromServer {
     /// Answer to [`FromAgent::Probe`].
     #[n(9)]
     Probed(#[n(0)] Probed),
+    /// Answer to [`FromAgent::Outages`]: the ids of those that are kept for good.
+    #[n(10)]
+    OutagesKept(#[n(0)] Vec<u64>),
 }
 
 /// First message on a control link.
@@ -265,6 +273,9 @@ pub struct Ping {
     /// Round trip of the last keepalive as the agent measured it, in milliseconds.
     #[n(3)]
     pub rtt_millis: Option<u32>,
+    /// What the link has cost so far, both ways, with the headers of IP and of what carries it, in bytes.
+    #[n(4)]
+    pub cost_bytes: Option<u64>,
 }
 
 /// Answer to [`Ping`].

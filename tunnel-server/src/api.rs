@@ -23,6 +23,7 @@ mod devices;
 mod enrolment;
 mod error;
 mod input;
+mod outages;
 mod status;
 mod suspensions;
 mod tunnels;
@@ -64,6 +65,7 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(enrolment::enrol))
         .routes(routes!(devices::list))
         .routes(routes!(devices::describe))
+        .routes(routes!(outages::list))
         .routes(routes!(tunnels::list, tunnels::open))
         .routes(routes!(tunnels::describe, tunnels::close))
         .routes(routes!(tunnels::attach))

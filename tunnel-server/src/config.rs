@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -70,7 +71,14 @@ pub struct Config {
     pub address: ServerAddr,
     /// Where the server listens, over TCP and UDP; all addresses, with the port of `address`, if absent.
     pub listen: SocketAddr,
+    /// Where figures for monitoring are to be read, by anybody on this machine; nowhere if absent.
+    pub metrics: Option<SocketAddr>,
+    /// How many agents come back in a second after a restart: a core proves a few hundred of them.
+    pub returns_per_sec: u32,
 }
+
+/// How many agents come back in a second, unless the configuration says otherwise.
+pub const RETURNS_PER_SEC: u32 = 200;
 
 /// Everything that is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +137,11 @@ impl Config {
         let trust_domain = reader.required("trust_domain");
         let address: Option<ServerAddr> = reader.required("address");
         let listen: Option<SocketAddr> = reader.optional("listen");
+        let metrics: Option<SocketAddr> = reader.optional("metrics");
+        if metrics.is_some_and(|address| !address.ip().is_loopback()) {
+            reader.wrong("`metrics` has to be an address of this machine alone, as \"127.0.0.1:9464\"");
+        }
+        let returns_per_sec = reader.number("returns_per_sec", 1..=100_000);
         let wrongs = reader.finish();
         match (node, trust_domain, address) {
             (Some(node), Some(trust_domain), Some(address)) if wrongs.is_empty() => {
@@ -138,6 +151,8 @@ impl Config {
                     trust_domain,
                     address,
                     listen,
+                    metrics,
+                    returns_per_sec: returns_per_sec.unwrap_or(RETURNS_PER_SEC),
                 })
             }
             _ => Err(wrongs),
@@ -146,6 +161,10 @@ impl Config {
 
     /// Writes the configuration as a file with comments.
     pub fn to_toml(&self) -> String {
+        let metrics = match self.metrics {
+            Some(address) => format!("metrics = \"{address}\""),
+            None => "# metrics = \"127.0.0.1:9464\"".to_owned(),
+        };
         format!(
             "# Settings of this server. Changes take effect at its next start.\n\
              \n\
@@ -159,8 +178,14 @@ impl Config {
              address = \"{}\"\n\
              \n\
              # Where it listens, over TCP and UDP. `[::]` takes IPv4 too.\n\
-             listen = \"{}\"\n",
-            self.node, self.trust_domain, self.address, self.listen
+             listen = \"{}\"\n\
+             \n\
+             # Where figures for monitoring are to be read, by anybody on this machine.\n\
+             {}\n\
+             \n\
+             # How many agents come back in a second after a restart.\n\
+             returns_per_sec = {}\n",
+            self.node, self.trust_domain, self.address, self.listen, metrics, self.returns_per_sec
         )
     }
 }
@@ -216,11 +241,33 @@ impl<'t> Reader<'t> {
             .ok()
     }
 
+    fn number(&mut self, key: &str, accepted: RangeInclusive<u32>) -> Option<u32> {
+        let value = self.table.remove(key)?;
+        let line = Some(line_of(self.text, value.span().start));
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        };
+        let number = number.filter(|number| accepted.contains(number));
+        if number.is_none() {
+            let (least, most) = (accepted.start(), accepted.end());
+            let message = format!("`{key}` is a number from {least} to {most}");
+            self.wrongs.push(Wrong { line, message });
+        }
+        number
+    }
+
+    fn wrong(&mut self, message: &str) {
+        let message = message.to_owned();
+        self.wrongs.push(Wrong { line: None, message });
+    }
+
     /// What is left is not known. It is refused: a misspelt key would else be passed over in silence.
     fn finish(mut self) -> Vec<Wrong> {
         for (key, _) in &self.table {
             let line = Some(line_of(self.text, key.span().start));
-            let known = "`node`, `trust_domain`, `address` and `listen` are known";
+            let known =
+                "`node`, `trust_domain`, `address`, `listen`, `metrics` and `returns_per_sec` are known";
             self.wrongs.push(Wrong {
                 line,
                 message: format!("`{}` is not known; {known}", key.get_ref()),
@@ -249,6 +296,37 @@ mod tests {
             trust_domain: "fleet.example".parse().unwrap(),
             address: "relay.example:8443".parse().unwrap(),
             listen: "[::]:8443".parse().unwrap(),
+            metrics: None,
+            returns_per_sec: RETURNS_PER_SEC,
+        }
+    }
+
+    /// THREATS SRV-19.
+    #[test]
+    fn figures_are_for_this_machine_alone() {
+        let with = |more: &str| Config::parse(&format!("{}{more}\n", config().to_toml()));
+        let local = with("metrics = \"127.0.0.1:9464\"").unwrap();
+        assert_eq!(local.metrics, Some("127.0.0.1:9464".parse().unwrap()));
+        assert_eq!(Config::parse(&local.to_toml()), Ok(local));
+        for bad in ["0.0.0.0:9464", "[::]:9464", "192.0.2.1:9464"] {
+            let wrongs = with(&format!("metrics = \"{bad}\"")).unwrap_err();
+            assert!(wrongs[0].message.contains("this machine alone"), "{wrongs:?}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_a_number_that_makes_sense() {
+        let text = config().to_toml();
+        let with = |rate: &str| {
+            Config::parse(&text.replace("returns_per_sec = 200", &format!("returns_per_sec = {rate}")))
+        };
+        assert_eq!(with("50").unwrap().returns_per_sec, 50);
+        for bad in ["0", "-1", "\"50\"", "4000000000"] {
+            let wrongs = with(bad).unwrap_err();
+            assert!(
+                wrongs[0].message.starts_with("`returns_per_sec` is a number"),
+                "{wrongs:?}"
+            );
         }
     }
 

@@ -1,7 +1,8 @@
 //! The control plane's middle: what policies, identities, tunnels, links, store and relay have in common.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -23,6 +24,7 @@ use crate::audit::Event;
 use crate::ca::{Keys, random_bytes};
 use crate::failure::chain;
 use crate::links::Links;
+use crate::links::returns::Arrivals;
 use crate::relay::Relay;
 use crate::store::{Store, StoreError};
 use crate::tunnels::Tunnels;
@@ -62,6 +64,11 @@ pub(crate) struct Control {
     pub(crate) links: Links,
     pub(crate) quotas: Quotas,
     pub(crate) started: Instant,
+    /// How many agents are to come back in a second.
+    pub(crate) returns_per_sec: u32,
+    /// Agents that were sent away for a while since the start.
+    pub(crate) shed: AtomicU64,
+    pub(crate) arrivals: Mutex<Arrivals>,
     /// Work that goes on when who asked for it has left.
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -102,6 +109,12 @@ impl Control {
             .spawn(work)
             .await
             .unwrap_or_else(|_| Err(Code::Internal.into()))
+    }
+
+    /// Lets a link in, or says after which time its agent is to come back.
+    pub(crate) fn admit_link(&self, now: Instant) -> Result<(), Duration> {
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        arrivals.admit(now)
     }
 
     /// Says whether the server is about to stop.

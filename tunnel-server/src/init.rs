@@ -228,6 +228,8 @@ mod tests {
             trust_domain: "fleet.example".parse().unwrap(),
             address: "relay.example:8443".parse().unwrap(),
             listen: crate::config::all_addresses(8443),
+            metrics: None,
+            returns_per_sec: crate::config::RETURNS_PER_SEC,
         }
     }
 

@@ -20,4 +20,5 @@ pub mod store;
 mod control;
 mod enrol;
 mod links;
+mod metrics;
 mod tunnels;

@@ -22,6 +22,7 @@ mod presence;
 mod probe;
 mod renew;
 mod report;
+pub(crate) mod returns;
 mod serve;
 mod work;
 

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -27,11 +28,12 @@ use crate::control::trust::Revoked;
 use crate::control::{Control, Ports};
 use crate::failure::chain;
 use crate::links::Links;
+use crate::links::returns::Arrivals;
 use crate::policy::Engine;
 use crate::relay::{Relay, RelayConfig, RelayEvent};
 use crate::store::{Store, StoreError};
 use crate::tunnels::Tunnels;
-use crate::{api, links, tunnels};
+use crate::{api, links, metrics, tunnels};
 
 use self::tcp::Front;
 
@@ -88,6 +90,7 @@ pub enum RunError {
 pub struct Server {
     tcp: SocketAddr,
     udp: SocketAddr,
+    metrics: Option<SocketAddr>,
     control: Arc<Control>,
     /// What runs as long as the server does.
     lasting: JoinSet<&'static str>,
@@ -134,6 +137,14 @@ impl Server {
         let tls = Tls::load(&keys, &clock, &revoked)?;
 
         let listener = listen(config.listen)?;
+        let metrics = match config.metrics {
+            Some(address) => {
+                let opened = metrics::listen(address).await;
+                Some(opened.map_err(|source| listen_error(address, "TCP", source))?)
+            }
+            None => None,
+        };
+        let metrics_addr = metrics.as_ref().and_then(|listener| listener.local_addr().ok());
         let tcp = listener
             .local_addr()
             .map_err(|source| listen_error(config.listen, "TCP", source))?;
@@ -157,6 +168,9 @@ impl Server {
             links: Links::default(),
             quotas: Quotas::new(Instant::now()),
             started: Instant::now(),
+            returns_per_sec: config.returns_per_sec,
+            shed: AtomicU64::new(0),
+            arrivals: Mutex::new(Arrivals::new(config.returns_per_sec, Instant::now())),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -186,10 +200,12 @@ impl Server {
         start_watches(&mut lasting, &control, events);
         let links = links::accept::accept(control.clone(), endpoint, control.stop.clone());
         lasting.spawn(named("control links", links));
+        lasting.spawn(named("metrics", metrics::serve(control.clone(), metrics)));
         lasting.spawn(named("api", front.accept(listener)));
         Ok(Self {
             tcp,
             udp,
+            metrics: metrics_addr,
             control,
             lasting,
         })
@@ -209,6 +225,11 @@ impl Server {
     #[cfg(test)]
     pub(crate) fn control(&self) -> &Arc<Control> {
         &self.control
+    }
+
+    /// Returns where the figures for monitoring are, if they are anywhere.
+    pub const fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// Waits for a part to end that must not, and returns its name.

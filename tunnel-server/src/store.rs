@@ -8,6 +8,7 @@
 mod enrolment;
 mod fleet;
 mod journal;
+pub(crate) mod outages;
 mod records;
 mod rows;
 mod schema;

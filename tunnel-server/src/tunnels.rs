@@ -9,7 +9,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
-use tunnel_proto::{DeviceId, Identity, TunnelId};
+use tunnel_proto::api::Traffic;
+use tunnel_proto::{Code, DeviceId, Identity, TunnelId};
+
+use crate::metrics::Ended;
 
 use self::attendance::Attendance;
 use self::table::{Live, Phase, Table};
@@ -36,6 +39,8 @@ pub(crate) struct Tunnels {
     table: Mutex<Table>,
     /// Wakes the task that ends tunnels whose time is over, since another one may be the next.
     deadline_changed: Notify,
+    /// Those that ended since the start.
+    ended: Mutex<Ended>,
     unconfirmed: Mutex<Unconfirmed>,
     /// Wakes the task that raises alarms, since there is another cut to be confirmed.
     cut_changed: Notify,
@@ -72,6 +77,26 @@ impl Tunnels {
     pub(crate) fn is_live_at(&self, id: TunnelId, device: &DeviceId) -> bool {
         self.get(id)
             .is_some_and(|live| live.facts.device == *device && !matches!(live.phase(), Phase::Ended(_)))
+    }
+
+    /// Counts a tunnel that has ended.
+    fn count_end(&self, why: Code, traffic: Option<&Traffic>) {
+        let bytes = traffic.map_or(0, |traffic| traffic.bytes_in.saturating_add(traffic.bytes_out));
+        self.counts().count(why, bytes);
+    }
+
+    /// Returns how many tunnels have ended since the start, by code.
+    pub(crate) fn ended(&self) -> Vec<(Code, u64)> {
+        self.counts().by_code()
+    }
+
+    /// Returns how many bytes they have carried.
+    pub(crate) fn carried(&self) -> u64 {
+        self.counts().bytes()
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Ended> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a request waits for a tunnel's end, until what is returned is told how that ended.

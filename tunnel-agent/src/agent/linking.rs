@@ -14,6 +14,7 @@ use tunnel_proto::carrier::Carrier;
 use tunnel_proto::code::Code;
 use tunnel_proto::grant::LinkNonce;
 use tunnel_proto::message::{Goodbye, Hello, Welcome};
+use tunnel_proto::outage::Cause;
 
 use super::{Agent, Linked};
 use crate::acceptance::ServerTime;
@@ -100,6 +101,7 @@ impl Agent {
             self.end_anywhere(*tunnel, Code::TunnelClosed);
         }
         self.handle_server_time(welcome.clock);
+        self.note_linked();
     }
 
     /// The link goes on over another carrier.
@@ -136,6 +138,7 @@ impl Agent {
         tracing::info!(%code, after_millis, "the server ends the link");
         self.return_at =
             Some(Instant::now() + Duration::from_millis(after_millis).min(defaults::GOODBYE_MAX));
+        self.note_goodbye(goodbye.reason.detail.as_deref().unwrap_or(code.why()));
         if code == Code::Revoked {
             self.end_everywhere(code);
         }
@@ -144,6 +147,11 @@ impl Agent {
     }
 
     pub(super) fn handle_link_end(&mut self, end: End) {
+        let was_linked = self
+            .linked
+            .as_ref()
+            .is_some_and(|linked| linked.grant_key.is_some());
+        self.note_end(&end, was_linked);
         self.leave_link();
         self.dialling = false;
         if !self.duty.may_link() {
@@ -184,6 +192,7 @@ impl Agent {
             self.handle_link_end(End {
                 why: error.to_string(),
                 code: Code::Internal,
+                causes: vec![(Cause::Other, error.to_string())],
                 learnt: None,
             });
         }

@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
 use tunnel_net::clock::{Clock as _, SystemClock};
-use tunnel_proto::UnixTime;
-use tunnel_proto::api::{Device, LinkState};
+use tunnel_proto::api::{Device, LinkState, Outage};
+use tunnel_proto::{DeviceId, UnixTime};
 
 use super::status::skew_text;
-use super::{Context, list_text, time_text};
+use super::{Context, bytes_text, list_text, outages, time_text};
+use crate::api::Api;
 use crate::args;
 use crate::failure::Failure;
 use crate::output;
 use crate::ssh;
 use crate::ttl::rough;
+
+/// Outages that are shown with a device.
+const LAST_OUTAGES: usize = 10;
 
 /// From when on a device's clock is worth a word, in seconds.
 const SKEW: u64 = 60;
@@ -26,11 +31,7 @@ pub async fn devices(context: &Context, args: args::Devices) -> Result<(), Failu
     let (_, mut api) = context.api()?;
     let now = SystemClock.now();
     match device {
-        Some(id) => {
-            let what = format!("could not show the device `{id}`");
-            let device = api.device(&id).await.map_err(|error| error.into_failure(what))?;
-            context.output.result(&device, || one(&device, now))
-        }
+        Some(id) => describe(context, &mut api, &id).await,
         None => {
             let devices = api
                 .devices()
@@ -54,6 +55,34 @@ fn all(devices: &[Device], now: UnixTime) -> String {
         })
         .collect();
     output::table(["DEVICE", "PRESENCE", "SERVICES", "GROUPS"], &rows)
+}
+
+/// Shows one device, with the outages that it told of last.
+///
+/// # Errors
+/// Tells why the server does not say.
+pub async fn describe(context: &Context, api: &mut Api, id: &DeviceId) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Described {
+        #[serde(flatten)]
+        device: Device,
+        outages: Vec<Outage>,
+    }
+    let what = format!("could not show the device `{id}`");
+    let device = api.device(id).await.map_err(|error| error.into_failure(&what))?;
+    let mut outages = api
+        .outages(Some(id), None)
+        .await
+        .map_err(|error| error.into_failure(what))?;
+    outages.truncate(LAST_OUTAGES);
+    let described = Described { device, outages };
+    context.output.result(&described, || {
+        let text = one(&described.device, SystemClock.now());
+        match described.outages.is_empty() {
+            true => text,
+            false => format!("{text}\n{}", outages::list(&described.outages)),
+        }
+    })
 }
 
 fn one(device: &Device, now: UnixTime) -> String {
@@ -88,6 +117,9 @@ fn one(device: &Device, now: UnixTime) -> String {
             "linked since",
             format!("{}, over {}", time_text(link.since), link.carrier),
         ));
+        if let Some(bytes) = link.cost_bytes_per_day {
+            rows.push(("idle cost", format!("{} a day at this rate", bytes_text(bytes))));
+        }
         if link.clock_skew_secs.unsigned_abs() > SKEW {
             rows.push((
                 "clock",
@@ -191,6 +223,8 @@ mod tests {
             clock_skew_secs: 0,
             overdue: false,
             proof_within_secs: 25,
+            cost_bytes: Some(900),
+            cost_bytes_per_day: Some(210_000),
         }
     }
 

@@ -5,11 +5,12 @@ use tunnel_net::clock::{Clock as _, SystemClock};
 use tunnel_proto::api::Tunnel;
 use tunnel_proto::{Code, TunnelId, UnixTime};
 
-use super::{Context, bytes_text, list_text, time_text};
+use super::{Context, bytes_text, devices, list_text, time_text};
 use crate::api::Api;
 use crate::args;
 use crate::failure::Failure;
 use crate::output;
+use crate::ssh;
 use crate::ttl::rough;
 
 /// Most tunnels that are looked at to find one by the first digits of its id.
@@ -72,7 +73,19 @@ fn state(tunnel: &Tunnel, now: UnixTime) -> String {
 /// Tells that there is none, or why the server does not say.
 pub async fn describe(context: &Context, args: args::Describe) -> Result<(), Failure> {
     let (_, mut api) = context.api()?;
-    let id = find(&mut api, &args.tunnel).await?;
+    let id = match find(&mut api, &args.tunnel).await {
+        Ok(id) => id,
+        Err(failure) => {
+            // What is no tunnel may be a device. Where it is neither, the tunnel's failure says how to find one.
+            let Ok(device) = ssh::device(&args.tunnel) else {
+                return Err(failure);
+            };
+            return match devices::describe(context, &mut api, &device).await {
+                Err(other) if other.code() == Code::NotFound.as_str() => Err(failure),
+                done => done,
+            };
+        }
+    };
     let what = format!("could not show the tunnel `{}`", id.fmt_short());
     let tunnel = api.tunnel(id).await.map_err(|error| error.into_failure(what))?;
     context.output.result(&tunnel, || one(&tunnel))

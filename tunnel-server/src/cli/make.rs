@@ -8,7 +8,7 @@ use tunnel_proto::ids::hex;
 use tunnel_proto::{NodeName, OperatorName, TrustDomain};
 
 use super::Data;
-use crate::config::{Config, DataDir, all_addresses};
+use crate::config::{Config, DataDir, RETURNS_PER_SEC, all_addresses};
 use crate::failure::{Failure, chain};
 use crate::init::{InitError, Made, init, trust_domain_of};
 
@@ -69,6 +69,8 @@ impl Init {
             trust_domain,
             address: self.address.clone(),
             listen,
+            metrics: None,
+            returns_per_sec: RETURNS_PER_SEC,
         })
     }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tunnel_proto::carrier::Carrier;
 
-use super::serve;
+use super::{returns, serve};
 use crate::control::Control;
 use crate::run::gate::{Gate, HANDSHAKES, PER_PROVEN_SOURCE, Pass};
 
@@ -39,8 +39,10 @@ pub(crate) async fn accept(control: Arc<Control>, endpoint: Endpoint, stop: Canc
             serve::serve(control, connection, place).await;
         });
     }
-    for link in control.links.all() {
-        serve::say_goodbye(&link);
+    let links = control.links.all();
+    for (number, link) in links.iter().enumerate() {
+        let after = returns::moment(number, links.len(), control.returns_per_sec, fastrand::u64(..));
+        serve::say_goodbye(link, after);
     }
     tasks.close();
     let _ = tokio::time::timeout(DRAIN, tasks.wait()).await;

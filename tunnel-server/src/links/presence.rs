@@ -21,7 +21,27 @@ pub(crate) struct Presence {
     due: Instant,
     /// After how long the next proof comes at the latest.
     within: Duration,
+    cost: Option<Cost>,
 }
+
+/// What a link has cost, as its agent counts it.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// At the first keepalive: what came before is the cost of the link's beginning.
+    first: (Instant, u64),
+    last: (Instant, u64),
+}
+
+impl Cost {
+    /// Returns what a day costs at this rate; nothing is known before two keepalives.
+    fn per_day(self) -> Option<u64> {
+        let span = self.last.0.saturating_duration_since(self.first.0);
+        let bytes = self.last.1.saturating_sub(self.first.1) as f64;
+        (!span.is_zero()).then(|| (bytes * DAY.as_secs_f64() / span.as_secs_f64()) as u64)
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone, Copy, Debug)]
 struct Proof {
@@ -42,6 +62,7 @@ impl Presence {
             awaited: None,
             due: now + KEEPALIVE_FIRST + KEEPALIVE_ANSWER,
             within: KEEPALIVE_FIRST,
+            cost: None,
         }
     }
 
@@ -56,6 +77,11 @@ impl Presence {
         self.awaited = Some(answer);
         self.within = Duration::from_secs(ping.next_secs.into());
         self.due = now + self.within + KEEPALIVE_ANSWER;
+        if let Some(bytes) = ping.cost_bytes {
+            let first = self.cost.map_or((now, bytes), |cost| cost.first);
+            let last = (now, bytes);
+            self.cost = Some(Cost { first, last });
+        }
     }
 
     /// Notes that the agent answered something that went out `rtt` ago.
@@ -73,6 +99,8 @@ impl Presence {
             clock_skew_secs: self.skew_secs,
             overdue: now > self.due,
             proof_within_secs: self.within.as_secs(),
+            cost_bytes: self.cost.map(|cost| cost.last.1),
+            cost_bytes_per_day: self.cost.and_then(Cost::per_day),
         }
     }
 }
@@ -91,6 +119,7 @@ mod tests {
             proof,
             next_secs: 25,
             rtt_millis,
+            cost_bytes: None,
         }
     }
 
@@ -122,6 +151,29 @@ mod tests {
         let state = presence.state(now, Carrier::WebSocket);
         assert_eq!((state.proven_millis_ago, state.rtt_millis), (Some(0), Some(9)));
         assert_eq!(state.carrier, "websocket");
+    }
+
+    #[test]
+    fn a_day_costs_what_the_time_since_the_first_keepalive_did() {
+        let now = Instant::now();
+        let mut presence = fresh(now);
+        let mut costs = |secs, bytes| {
+            let at = now + Duration::from_secs(secs);
+            let ping = Ping {
+                cost_bytes: Some(bytes),
+                ..ping(0, 0, None)
+            };
+            presence.handle_ping(at, &ping, 1);
+            let state = presence.state(at, Carrier::Udp);
+            (state.cost_bytes, state.cost_bytes_per_day)
+        };
+        assert_eq!(costs(1, 9_000), (Some(9_000), None));
+        assert_eq!(costs(101, 9_500), (Some(9_500), Some(432_000)));
+        assert_eq!(
+            costs(201, 10),
+            (Some(10), Some(0)),
+            "a number that makes no sense does no harm"
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! One control link from its first message to its end.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::mpsc;
@@ -21,8 +22,6 @@ use crate::run::gate::Pass;
 
 /// Messages of one agent that wait for the store. When they are many, the agent waits too.
 const LANE: usize = 256;
-/// Over how long a stopping server spreads the return of its agents, in milliseconds.
-const RETURN_SPREAD_MILLIS: u64 = 2_000;
 
 /// Serves one connection of an agent.
 pub(super) async fn serve(control: Arc<Control>, connection: Connection, handshake: Pass) {
@@ -49,6 +48,15 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
         }
     };
     drop(handshake);
+    // Who carries live tunnels does not wait: what is decided about them has to reach it.
+    let has_live = hello
+        .tunnels
+        .iter()
+        .any(|id| control.tunnels.is_live_at(*id, &device));
+    if !has_live && let Err(after) = control.admit_link(Instant::now()) {
+        shed(&control, &connection, send, after).await;
+        return;
+    }
     let (outbox, messages) = mpsc::channel(OUTBOX);
     let report = report::cleaned(hello.report);
     let presence = Presence::new(Instant::now(), control.now(), connection.rtt(), hello.clock);
@@ -244,11 +252,32 @@ fn why(link: &Link, error: &MessageError) -> &'static str {
     }
 }
 
-/// Asks an agent to come back a little later, since the server stops.
-pub(super) fn say_goodbye(link: &Link) {
-    let reason = Refusal::new(Code::Unavailable, "the server stops");
-    link.send(FromServer::Goodbye(Goodbye {
-        reason,
-        after_millis: fastrand::u64(..RETURN_SPREAD_MILLIS),
-    }));
+/// Asks an agent to come back later, since the server stops.
+pub(super) fn say_goodbye(link: &Link, after: Duration) {
+    link.send(FromServer::Goodbye(goodbye(
+        Code::Unavailable,
+        "the server stops",
+        after,
+    )));
+}
+
+fn goodbye(code: Code, words: &str, after: Duration) -> Goodbye {
+    Goodbye {
+        reason: Refusal::new(code, words),
+        after_millis: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// Sends an agent away for a while, before it has cost more than its handshake.
+async fn shed(control: &Control, connection: &Connection, mut send: SendStream, after: Duration) {
+    control.shed.fetch_add(1, Ordering::Relaxed);
+    let message = FromServer::Goodbye(goodbye(Code::Busy, "many agents come at once", after));
+    let told = async {
+        if write_message(&mut send, &message).await.is_ok() {
+            let _ = send.finish();
+            let _ = send.stopped().await;
+        }
+    };
+    let _ = tokio::time::timeout(DEADLINE, told).await;
+    connection.close(quinn::VarInt::from_u32(0), b"");
 }

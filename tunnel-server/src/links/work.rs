@@ -9,6 +9,7 @@ use tunnel_proto::bind::Role;
 use tunnel_proto::message::{
     Attach, Attached, EndTunnel, FromAgent, FromServer, Report, SessionEnded, TunnelEnded,
 };
+use tunnel_proto::outage::Outage;
 use tunnel_proto::token::Presenter;
 use tunnel_proto::{Code, DeviceId, TunnelId};
 
@@ -17,6 +18,7 @@ use super::{Link, report};
 use crate::audit::{Event, bounded};
 use crate::control::Control;
 use crate::store::SessionRecord;
+use crate::store::outages::cleaned;
 
 /// Operations of one agent that are with the store at once; they share its commits.
 const AT_ONCE: usize = 64;
@@ -50,6 +52,7 @@ pub(super) async fn work(
             }
             FromAgent::Renew(request) => renewals.answer(&control, &link, &request).await,
             FromAgent::Report(report) => reported(&control, &link, report).await,
+            FromAgent::Outages(told) => keep_outages(&control, &link, told).await,
             // What the reader answers itself, and kinds of a newer release.
             _ => {}
         }
@@ -84,6 +87,17 @@ async fn seen(control: &Control, link: &Link) {
         .await;
     if let Err(error) = seen {
         tracing::warn!(device = %link.device, %error, "a device's report could not be kept");
+    }
+}
+
+/// Keeps what a device tells of its outages, and says so: it tells them again until then.
+async fn keep_outages(control: &Control, link: &Link, told: Vec<Outage>) {
+    let now = control.now();
+    let outages = cleaned(told, now);
+    let ids = outages.iter().map(|outage| outage.id).collect();
+    match control.store.keep_outages(&link.device, outages, now).await {
+        Ok(()) => link.send(FromServer::OutagesKept(ids)),
+        Err(error) => tracing::warn!(device = %link.device, %error, "a device's outages could not be kept"),
     }
 }
 

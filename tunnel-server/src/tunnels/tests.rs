@@ -24,6 +24,8 @@ async fn server(directory: &tempfile::TempDir) -> Server {
         trust_domain: "fleet.test".parse().unwrap(),
         address: "127.0.0.1:8443".parse().unwrap(),
         listen: "127.0.0.1:0".parse().unwrap(),
+        metrics: None,
+        returns_per_sec: crate::config::RETURNS_PER_SEC,
     };
     let data = DataDir::new(directory.path().join("data"));
     init::init(&data, &config, &"root".parse().unwrap(), SystemClock.now())

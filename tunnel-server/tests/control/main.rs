@@ -12,6 +12,7 @@ mod enrolment;
 mod leg;
 mod limits;
 mod opening;
+mod outages;
 mod probing;
 mod restart;
 mod suspension;

@@ -265,6 +265,7 @@ async fn a_keepalive_is_answered_and_proves_the_link() {
                 proof,
                 next_secs: 25,
                 rtt_millis: Some(7),
+                cost_bytes: Some(700),
             }))
             .await;
         let FromServer::Pong(pong) = agent.next().await else {
@@ -294,6 +295,7 @@ async fn a_message_of_an_unknown_kind_is_passed_over() {
             proof: 0,
             next_secs: 25,
             rtt_millis: None,
+            cost_bytes: None,
         }))
         .await;
     assert!(matches!(agent.next().await, FromServer::Pong(pong) if pong.seq == 4));

@@ -48,13 +48,21 @@ pub(crate) fn now() -> UnixTime {
 impl World {
     /// Makes a server and enrols its first operator, `root`, who may do everything.
     pub(crate) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// As [`World::new`], with other settings.
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = Config {
+        let mut config = Config {
             node: "n1".parse().unwrap(),
             trust_domain: "fleet.test".parse().unwrap(),
             address: "127.0.0.1:8443".parse().unwrap(),
             listen: "127.0.0.1:0".parse().unwrap(),
+            metrics: Some("127.0.0.1:0".parse().unwrap()),
+            returns_per_sec: 200,
         };
+        change(&mut config);
         let data = data(&directory);
         let made = init::init(&data, &config, &"root".parse().unwrap(), now())
             .await
