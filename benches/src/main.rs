@@ -29,6 +29,9 @@ struct Args {
     /// How many idle agents are started.
     #[arg(long)]
     agents: Option<usize>,
+    /// Listens to an idle device for an hour.
+    #[arg(long)]
+    hour: bool,
     /// What is compared; all of it without.
     #[arg(long, value_enum, value_delimiter = ',')]
     columns: Vec<Column>,
@@ -90,6 +93,9 @@ fn settings(args: &Args) -> Result<Settings> {
     };
     settings.runs = args.runs.unwrap_or(settings.runs).max(1);
     settings.agents = args.agents.unwrap_or(settings.agents).max(1);
+    if args.hour {
+        settings.idle = Duration::from_secs(3600);
+    }
     if let Some(seconds) = args.seconds {
         settings.bulk = Duration::try_from_secs_f64(seconds).context("that is no time for a transfer")?;
     }

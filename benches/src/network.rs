@@ -50,11 +50,23 @@ impl Network {
     /// # Panics
     /// When the machine does not let it.
     pub fn emulated(link: &str) -> (Lab, Self) {
+        Self::built(link, "")
+    }
+
+    /// As [`Network::emulated`], with more properties of the device's NAT, as `udp_timeout = 30`.
+    ///
+    /// # Panics
+    /// When the machine does not let it.
+    pub fn behind(nat: &str) -> (Lab, Self) {
+        Self::built("", nat)
+    }
+
+    fn built(link: &str, nat: &str) -> (Lab, Self) {
         let lab = Lab::up(&format!(
             "seed = 1\ncongestion = \"cubic\"\n\
              [host.relay]\naddress = \"{RELAY}\"\n\
              [host.technician]\nlink = {{ delay = \"20ms\" }}\n\
-             [nat.mobile]\nlink = {{ delay = \"20ms\", {link} }}\n\
+             [nat.mobile]\n{nat}\nlink = {{ delay = \"20ms\", {link} }}\n\
              [host.device]\nbehind = \"mobile\"\n\
              [host.open]\naddress = \"{OPEN}\"\nlink = {{ delay = \"20ms\", {link} }}\n"
         ));

@@ -1,6 +1,7 @@
 //! What is measured, each as a function that gives rows of figures.
 
 pub mod bulk;
+pub mod day;
 pub mod echo;
 pub mod idle;
 pub mod setup;

@@ -22,6 +22,8 @@ pub struct Settings {
     pub connects: usize,
     /// Idle agents that are linked at once.
     pub agents: usize,
+    /// How long an idle device is listened to.
+    pub idle: Duration,
 }
 
 impl Settings {
@@ -36,6 +38,7 @@ impl Settings {
             keystrokes: 500,
             connects: 200,
             agents: 100,
+            idle: Duration::from_secs(300),
         }
     }
 
@@ -50,6 +53,7 @@ impl Settings {
             keystrokes: 20,
             connects: 5,
             agents: 2,
+            idle: Duration::from_secs(30),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::machine::Origin;
 use crate::network::Network;
 use crate::path::{Path, rathole};
 use crate::report::{Column, Report};
-use crate::scenario::{bulk, echo, idle, setup, ssh, typing};
+use crate::scenario::{bulk, day, echo, idle, setup, ssh, typing};
 use crate::settings::Settings;
 
 /// A scenario, or all of them.
@@ -29,6 +29,8 @@ pub enum Name {
     Typing,
     /// Memory and size of what is idle.
     Idle,
+    /// Bytes of an idle device's day.
+    Day,
 }
 
 /// Runs scenarios beside the peers in some columns; `progress` is told what begins.
@@ -103,6 +105,10 @@ pub fn run(
         report
             .rows
             .extend(idle::run(settings, columns.contains(&Column::Rathole))?);
+    }
+    if wanted(Name::Day) && may_emulate("a day of an idle device", &mut report.notes) {
+        progress("bytes of an idle device's day");
+        report.rows.extend(day::run(settings)?);
     }
     Ok(report)
 }
