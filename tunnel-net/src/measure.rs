@@ -299,6 +299,7 @@ fn ping(seq: u64) -> FromAgent {
         proof: 0,
         next_secs: 0,
         rtt_millis: None,
+        cost_bytes: None,
     })
 }
 

@@ -86,7 +86,10 @@ fn text(control: &Control) -> String {
         control.tunnels.table().live(),
         control.relay.stats(),
     );
-    let overdue = links.iter().filter(|link| link.link_state().overdue).count();
+    let overdue = links
+        .iter()
+        .filter(|link| link.link_state(control).overdue)
+        .count();
     page.one(
         "tunnel_links",
         "gauge",
@@ -156,7 +159,7 @@ fn text(control: &Control) -> String {
     }
     let mut costs: Vec<_> = links
         .iter()
-        .filter_map(|link| link.link_state().cost_bytes_per_day)
+        .filter_map(|link| link.link_state(control).cost_bytes_per_day)
         .collect();
     costs.sort_unstable();
     if let (Some(most), Some(median)) = (costs.last(), costs.get(costs.len() / 2)) {

@@ -50,6 +50,7 @@ fn ping(seq: u64) -> FromAgent {
         proof: 0,
         next_secs: 25,
         rtt_millis: None,
+        cost_bytes: None,
     })
 }
 
