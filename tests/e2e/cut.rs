@@ -3,10 +3,13 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tunnel_e2e::operator::Interactive;
+use tunnel_e2e::server::TRUST_DOMAIN;
 use tunnel_e2e::service::Service;
 use tunnel_e2e::sshd::NEEDS;
 use tunnel_e2e::{Agent, Fleet, Operator, needs};
+use tunnel_server::store::{Member, Store, StoreError};
 
 /// The exit code for what policy or trust refuses.
 const DENIED: i32 = 3;
@@ -228,4 +231,159 @@ fn a_tunnel_ends_at_its_time() {
     assert_eq!(session.wait(Duration::from_secs(20)), Some(DENIED));
     let said = std::fs::read_to_string(&errors).unwrap();
     assert!(said.contains("E_TUNNEL_EXPIRED"), "{said}");
+}
+
+/// THREATS T8, I6.
+#[test]
+fn a_quarantine_cuts_until_the_device_is_released() {
+    let live = live();
+    let session = live.connect();
+    let said = live
+        .fleet
+        .admin
+        .tunnel(&["quarantine", "pump-17", "--reason", "found open"])
+        .ok();
+    assert_eq!(said, "quarantined device/pump-17, 1 tunnels cut\n");
+    live.assert_cut(session, "E_QUARANTINED");
+    let refusal = live.technician.refusal(&["connect", "pump-17", "ssh"]);
+    assert_eq!(
+        (refusal.exit, refusal.code.as_str()),
+        (DENIED, "E_QUARANTINED"),
+        "{}",
+        refusal.text
+    );
+    assert!(
+        live.fleet
+            .admin
+            .tunnel(&["devices"])
+            .ok()
+            .contains("in quarantine")
+    );
+    live.fleet.admin.tunnel(&["release", "pump-17"]).ok();
+    let output = live
+        .technician
+        .tunnel_with(&["connect", "pump-17", "ssh"], b"hello");
+    assert_eq!(output.ok(), "hello");
+}
+
+/// THREATS I6.
+#[test]
+fn a_disabled_operator_is_cut_and_served_no_more_until_it_is_enabled() {
+    let live = live();
+    let session = live.connect();
+    live.fleet.admin.tunnel(&["disable", "ana"]).ok();
+    live.assert_cut(session, "E_OPERATOR_DISABLED");
+    let refusal = live.technician.refusal(&["devices"]);
+    assert_eq!(
+        (refusal.exit, refusal.code.as_str()),
+        (DENIED, "E_OPERATOR_DISABLED"),
+        "{}",
+        refusal.text
+    );
+    live.fleet.admin.tunnel(&["enable", "ana"]).ok();
+    live.technician.tunnel(&["devices"]).ok();
+}
+
+#[test]
+fn a_cut_by_hand_is_confirmed_by_the_device_and_measured() {
+    let live = live();
+    let session = live.connect();
+    let refusal = live.technician.refusal(&["cut", "--device", "pump-17"]);
+    assert_eq!(
+        (refusal.exit, refusal.code.as_str()),
+        (DENIED, "E_POLICY_DENY"),
+        "{}",
+        refusal.text
+    );
+    let report = live.fleet.admin.json(&["cut", "--operator", "ana"]);
+    let cuts = report["cuts"].as_array().unwrap();
+    assert_eq!(cuts.len(), 1, "{report}");
+    assert_eq!(cuts[0]["device"], "pump-17");
+    assert!(cuts[0]["confirmed_micros"].is_u64(), "{report}");
+    live.assert_cut(session, "E_CUT");
+    assert_eq!(
+        live.fleet.admin.tunnel(&["cut", "--operator", "ana"]).ok(),
+        "no tunnel was alive\n"
+    );
+}
+
+/// THREATS I6: the decision is on the disk, the server is killed before it can act on it, and what is cut stays cut.
+#[test]
+fn what_was_decided_is_cut_also_when_the_server_is_killed_before_it_acts() {
+    let mut live = live();
+    let mut session = live.connect();
+    // The server stands still at the moment of the commit, and never goes on from there. Where it was just writing
+    // something else, it first ends that.
+    let database = live.fleet.server.data().join("store.db");
+    tunnel_e2e::until_ok("the commit", Duration::from_secs(60), || {
+        live.fleet.server.process().signal(Signal::STOP);
+        let done = commit_quarantine(&database, "pump-17");
+        if done.is_err() {
+            live.fleet.server.process().signal(Signal::CONT);
+        }
+        done
+    });
+    live.fleet.server.kill();
+    live.fleet.server.restart();
+    assert_eq!(
+        session.wait(Duration::from_secs(30)),
+        Some(DENIED),
+        "{}",
+        live.errors()
+    );
+    assert!(live.errors().contains("E_QUARANTINED"), "{}", live.errors());
+    tunnel_e2e::until("the device to confirm", Duration::from_secs(30), || {
+        let records = live.fleet.admin.audit();
+        records
+            .iter()
+            .any(|record| record["kind"] == "cut.confirmed")
+            .then_some(())
+    });
+    live.fleet.admin.tunnel(&["release", "pump-17"]).ok();
+    let live_now = live.fleet.admin.json(&["tunnels"]);
+    assert_eq!(live_now.as_array().map(Vec::len), Some(0), "{live_now}");
+}
+
+/// Does what the server's own commit does, in another process.
+fn commit_quarantine(database: &std::path::Path, device: &str) -> Result<(), StoreError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let store = Store::open(database, &TRUST_DOMAIN.parse().unwrap()).await?;
+        let now = tunnel_net::clock::Clock::now(&tunnel_net::clock::SystemClock);
+        let device = Member::Device(device.parse().unwrap());
+        let done = store.suspend(&device, None, "operator/admin", now).await;
+        store.close().await;
+        assert_eq!(done?, Some(true));
+        Ok(())
+    })
+}
+
+/// The keys of both legs are replaced again and again under a session that goes on, byte by byte.
+#[test]
+fn a_session_outlives_the_rotation_of_its_keys() {
+    let live = live();
+    let mut session = live.connect();
+    let tunnels = live.technician.tunnels();
+    let id = tunnels.iter().find(|tunnel| tunnel["state"] == "open").unwrap()["id"]
+        .as_str()
+        .unwrap();
+    for (round, legs) in [vec![], vec!["--source"], vec!["--destination"], vec![]]
+        .into_iter()
+        .enumerate()
+    {
+        let words = [&["rotate", id][..], &legs].concat();
+        let rotated = live.technician.json(&words);
+        let told = rotated["legs"].as_array().unwrap();
+        assert_eq!(told.len(), if legs.is_empty() { 2 } else { 1 }, "{rotated}");
+        for leg in told {
+            assert!(leg["bound_micros"].is_u64(), "{rotated}: {}", live.errors());
+        }
+        let line = format!("round {round}\n");
+        assert_eq!(exchange(&mut session, &line), line, "{}", live.errors());
+    }
+    live.fleet.admin.tunnel(&["cut", "--device", "pump-17"]).ok();
+    live.assert_cut(session, "E_CUT");
 }

@@ -120,6 +120,10 @@ struct Live {
     attach: Option<oneshot::Sender<Attached>>,
     end: Option<oneshot::Sender<Code>>,
     operator: Operator,
+    /// The next key of its leg, while the server rotates it.
+    rekey: watch::Sender<Option<Attached>>,
+    /// Whether the leg was attached, and is being attached anew.
+    rotating: bool,
     task: task::Id,
 }
 
@@ -299,9 +303,9 @@ impl Agent {
             FromServer::Welcome(welcome) => self.handle_welcome(welcome),
             FromServer::Offer(offer) => self.handle_offer(&offer),
             FromServer::Attached(attached) => self.handle_attached(attached),
-            FromServer::AttachRefused(end) | FromServer::EndTunnel(end) => {
-                self.handle_end_tunnel(end.tunnel, end.reason.code);
-            }
+            FromServer::AttachRefused(refused) => self.handle_attach_refused(&refused),
+            FromServer::EndTunnel(end) => self.handle_end_tunnel(end.tunnel, end.reason.code),
+            FromServer::Rotate(rotate) => self.handle_rotate(rotate),
             FromServer::Renewed(renewed) => self.handle_renewed(&renewed),
             FromServer::RenewRefused(refusal) => self.handle_renew_refused(&refusal),
             FromServer::Goodbye(goodbye) => self.handle_goodbye(&goodbye),

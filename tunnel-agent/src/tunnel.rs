@@ -9,7 +9,8 @@ use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tunnel_net::leg::{Heard, Leg, LegConfig, LegState};
+use tokio_util::task::AbortOnDropHandle;
+use tunnel_net::leg::{Heard, Leg, LegConfig, LegState, Rekey};
 use tunnel_net::link::Try;
 use tunnel_net::tls::{self, Credentials, Ends};
 use tunnel_net::wake::Wake;
@@ -86,17 +87,26 @@ impl Tunnel {
     }
 
     /// Serves the tunnel until it ends by itself or is told to, and reports its end.
-    pub(crate) async fn run(mut self, attached: oneshot::Receiver<Attached>, end: oneshot::Receiver<Code>) {
+    pub(crate) async fn run(
+        mut self,
+        attached: oneshot::Receiver<Attached>,
+        keys: watch::Receiver<Option<Attached>>,
+        end: oneshot::Receiver<Code>,
+    ) {
         let reason = tokio::select! {
             biased;
             told = end => told.unwrap_or(Code::TunnelClosed),
-            reason = self.serve(attached) => reason,
+            reason = self.serve(attached, keys) => reason,
         };
         self.close(reason).await;
     }
 
     /// Returns why the tunnel is over.
-    async fn serve(&mut self, attached: oneshot::Receiver<Attached>) -> Code {
+    async fn serve(
+        &mut self,
+        attached: oneshot::Receiver<Attached>,
+        keys: watch::Receiver<Option<Attached>>,
+    ) -> Code {
         let Ok(Ok(attached)) = tokio::time::timeout(BIND_DEADLINE, attached).await else {
             return Code::TunnelLost;
         };
@@ -112,6 +122,7 @@ impl Tunnel {
         self.context
             .operator
             .listen(silent_since(leg.heard(), state.clone()));
+        let rotation = AbortOnDropHandle::new(tokio::task::spawn(rotate(keys, leg.rekey())));
         self.leg = Some(leg);
         let connection = tokio::select! {
             connection = accept(&endpoint) => connection,
@@ -128,7 +139,9 @@ impl Tunnel {
             return Code::CertName;
         }
         tracing::debug!("operator connected");
-        self.serve_sessions(&connection, state).await
+        let reason = self.serve_sessions(&connection, state).await;
+        drop(rotation);
+        reason
     }
 
     async fn serve_sessions(&mut self, connection: &Connection, state: watch::Receiver<LegState>) -> Code {
@@ -249,6 +262,17 @@ fn silent_since(heard: Heard, state: watch::Receiver<LegState>) -> impl Fn() -> 
         let last = heard.last()?;
         // After an outage of the device's own, the operator has the time to be heard again.
         (!state.silent).then(|| state.heard_again.map_or(last, |again| last.max(again)))
+    }
+}
+
+/// Hands the leg each next key that the server gives out for it.
+async fn rotate(mut keys: watch::Receiver<Option<Attached>>, leg: Rekey) {
+    while keys.changed().await.is_ok() {
+        let attached = keys.borrow_and_update().clone();
+        if let Some(attached) = attached {
+            tracing::debug!("the leg has its next key");
+            leg.rekey(LegKey::new(attached.leg_key));
+        }
     }
 }
 

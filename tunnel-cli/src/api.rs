@@ -22,6 +22,17 @@ const DEVICES: usize = 5000;
 /// answer of a connection that was lost in an outage never comes.
 const END: Duration = Duration::from_secs(270);
 
+/// What came of waiting for a tunnel's end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum News {
+    /// The server stopped waiting; the tunnel goes on.
+    Nothing,
+    /// The operator's leg is to bind with a new key: this token gets it.
+    Rotate(String),
+    /// The tunnel has ended, and why.
+    Ended(Refusal),
+}
+
 /// A caller of the API, with one connection that is made when it is needed.
 #[derive(Debug)]
 pub struct Api {
@@ -191,24 +202,37 @@ impl Api {
         self.send(Method::POST, "/v1/cuts", Some(request), LIST).await
     }
 
-    /// Waits until a tunnel has ended, and returns why; `None` when the server stopped waiting before.
+    /// Gives the legs of a live tunnel fresh keys.
     ///
     /// # Errors
     /// Tells why not.
-    pub async fn wait_end(&mut self, id: TunnelId) -> Result<Option<Refusal>, HttpError> {
+    pub async fn rotate(&mut self, id: TunnelId, request: &RotateTunnel) -> Result<RotatedTunnel, HttpError> {
+        self.send(
+            Method::POST,
+            &format!("/v1/tunnels/{id}/rotate"),
+            Some(request),
+            ONE,
+        )
+        .await
+    }
+
+    /// Waits for news of a tunnel: that it has ended, or that its leg is to have another key.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn wait_end(&mut self, id: TunnelId) -> Result<News, HttpError> {
         let path = format!("/v1/tunnels/{id}/end");
         let body = self.request(Method::GET, &path, None, ONE, END).await?;
-        let tunnel: Tunnel = serde_json::from_slice(&body).map_err(|error| unreadable(&error))?;
+        let TunnelEnd { tunnel, rotate } =
+            serde_json::from_slice(&body).map_err(|error| unreadable(&error))?;
         if tunnel.state != "ended" {
-            return Ok(None);
+            return Ok(rotate.map_or(News::Nothing, News::Rotate));
         }
-        Ok(Some(
-            tunnel
-                .end_reason
-                .as_deref()
-                .map_or(Code::TunnelClosed, Code::from_text)
-                .into(),
-        ))
+        let code = tunnel
+            .end_reason
+            .as_deref()
+            .map_or(Code::TunnelClosed, Code::from_text);
+        Ok(News::Ended(code.into()))
     }
 
     /// Makes an enrolment code.

@@ -81,6 +81,8 @@ pub enum Command {
     Describe(Describe),
     /// Close tunnels
     Close(Close),
+    /// Give the legs of a live tunnel fresh keys: the old ones are worth nothing, sessions go on
+    Rotate(Rotate),
     /// Cut tunnels of anybody: one, or all of a device, an operator or a group
     Cut(Cut),
     /// Show, check or replace the policy
@@ -227,6 +229,19 @@ pub struct Close {
     /// The tunnels' ids, or the first digits of each
     #[arg(required = true, value_name = "TUNNEL")]
     pub tunnels: Vec<String>,
+}
+
+/// `tunnel rotate`.
+#[derive(Debug, Args)]
+pub struct Rotate {
+    /// The tunnel's id, or the first digits of it
+    pub tunnel: String,
+    /// Only the operator's leg
+    #[arg(long, conflicts_with = "destination")]
+    pub source: bool,
+    /// Only the device's leg
+    #[arg(long)]
+    pub destination: bool,
 }
 
 /// `tunnel cut`.

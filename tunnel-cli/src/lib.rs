@@ -154,6 +154,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Tunnels(args) => commands::tunnels::list(context, args).await,
         Command::Describe(args) => commands::tunnels::describe(context, args).await,
         Command::Close(args) => commands::tunnels::close(context, args).await,
+        Command::Rotate(args) => commands::tunnels::rotate(context, args).await,
         Command::Cut(args) => commands::cut::cut(context, args).await,
         Command::Policy(args) => commands::policy::policy(context, args).await,
         Command::Audit(args) => commands::audit::audit(context, args).await,

@@ -103,7 +103,7 @@ impl Tunnel {
         let leg = open_leg(login, &api, &attached, wish.ask.carriers, &what)?;
         // The connection waits for the end; closing makes another one, when nobody waits for it any more.
         let closer = api.again();
-        let end = End::watch(api, answer.tunnel, leg.state());
+        let end = End::watch(api, answer.tunnel, &leg);
         let connection = connect(login, &leg, device, &end, &what).await?;
         Ok(Self {
             id: answer.tunnel,

@@ -69,7 +69,19 @@ pub struct Leg {
     state: watch::Receiver<LegState>,
     wire: Arc<Wire>,
     wake: Wake,
+    rekey: Rekey,
     _driver: AbortOnDropHandle<()>,
+}
+
+/// Gives a leg another key while it is in use.
+#[derive(Clone, Debug)]
+pub struct Rekey(Arc<watch::Sender<Option<LegKey>>>);
+
+impl Rekey {
+    /// Has the leg bind anew with a key that the relay has just handed out. What is under way goes on.
+    pub fn rekey(&self, key: LegKey) {
+        self.0.send_replace(Some(key));
+    }
 }
 
 impl Leg {
@@ -86,6 +98,7 @@ impl Leg {
             Arc::new(quinn::TokioRuntime),
         )?;
         let (state_out, state) = watch::channel(LegState::default());
+        let (rekey, keys) = watch::channel(None);
         let only = config.carriers.only();
         let machine = Machine::new(
             Instant::now(),
@@ -107,6 +120,7 @@ impl Leg {
             running: [None, None],
             paths: [None, None],
             changes: Changes::listen(),
+            keys,
             generation: 0,
             choosing: None,
             state: state_out,
@@ -117,6 +131,7 @@ impl Leg {
             state,
             wire,
             wake,
+            rekey: Rekey(Arc::new(rekey)),
             _driver: driver,
         })
     }
@@ -151,6 +166,11 @@ impl Leg {
         &self.endpoint
     }
 
+    /// Returns what gives the leg another key.
+    pub fn rekey(&self) -> Rekey {
+        self.rekey.clone()
+    }
+
     /// Returns what is known of the leg, as it changes.
     pub fn state(&self) -> watch::Receiver<LegState> {
         self.state.clone()
@@ -183,6 +203,7 @@ struct Driver {
     /// The way that each carrier takes, once it is there.
     paths: [Option<Path>; 2],
     changes: Changes,
+    keys: watch::Receiver<Option<LegKey>>,
     generation: u64,
     /// The last bind over UDP while it is open which of the relay's addresses answers.
     choosing: Option<Vec<u8>>,
@@ -227,6 +248,12 @@ impl Driver {
                 Some(control) = self.controls.recv() => self.handle_control(&control),
                 Some(carrier) = self.hints.recv() => self.handle_broken(carrier),
                 sign = self.changes.changed() => self.handle_sign(sign),
+                Ok(()) = self.keys.changed() => {
+                    let key = self.keys.borrow_and_update().clone();
+                    if let Some(key) = key {
+                        self.machine.handle_rekey(Instant::now(), key);
+                    }
+                }
                 Some(done) = self.tasks.join_next() => {
                     if let Ok(event) = done {
                         self.handle_event(event);

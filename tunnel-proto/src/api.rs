@@ -256,6 +256,52 @@ pub struct Tunnel {
     pub traffic: Option<Traffic>,
 }
 
+/// Answer of `GET /v1/tunnels/{id}/end`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TunnelEnd {
+    /// The tunnel as it is.
+    #[serde(flatten)]
+    pub tunnel: Tunnel,
+    /// A fresh source token, base64url, for the operator whose leg has to bind with a new key: to be redeemed as the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotate: Option<String>,
+}
+
+/// `POST /v1/tunnels/{id}/rotate`: fresh keys for the legs of a live tunnel. Both if none is named.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RotateTunnel {
+    /// The operator's leg.
+    #[serde(default)]
+    pub source: bool,
+    /// The device's leg.
+    #[serde(default)]
+    pub destination: bool,
+}
+
+/// Answer to [`RotateTunnel`]. The old keys bind nothing any more.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RotatedTunnel {
+    /// The tunnel.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub tunnel: TunnelId,
+    /// Its legs that have new keys.
+    pub legs: Vec<RotatedLeg>,
+}
+
+/// A leg whose key was rotated.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RotatedLeg {
+    /// `source` or `destination`.
+    pub leg: String,
+    /// Microseconds until the end had bound with the new key; `null` if it has not yet.
+    pub bound_micros: Option<u64>,
+}
+
 /// What the relay forwarded for a circuit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -78,6 +78,13 @@ pub enum Output<A> {
         /// That leg.
         role: Role,
     },
+    /// A leg whose key was rotated has bound with the new one.
+    Rotated {
+        /// The circuit.
+        circuit: CircuitId,
+        /// The leg.
+        role: Role,
+    },
     /// The deadline of a circuit has passed before both of its legs were bound.
     NeverBound {
         /// The circuit.
@@ -173,12 +180,25 @@ struct Circuit<A> {
 struct Leg<A> {
     /// There once the leg is admitted.
     key: Option<LegKey>,
+    /// Its key counts no more for binds, and it has not bound with the next one. What is bound goes on.
+    rotating: Rotating,
     place: Place<A>,
     /// Where the leg was until it moved: what it sent from there just before is still taken.
     before: Option<A>,
     /// Lowest counter that a bind may have.
     lowest: u64,
     bound_once: bool,
+}
+
+/// How far the rotation of a leg's key is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Rotating {
+    /// None is under way.
+    No,
+    /// The old key counts no more, and the new one was not handed out.
+    Locked,
+    /// The new key was handed out, and the leg has not bound with it.
+    Admitted,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -235,6 +255,7 @@ impl<A: Address> Circuits<A> {
         };
         let leg = || Leg {
             key: None,
+            rotating: Rotating::No,
             place,
             before: None,
             lowest: 0,
@@ -258,7 +279,24 @@ impl<A: Address> Circuits<A> {
         let Some(state) = self.circuits.get_mut(&circuit) else {
             return false;
         };
-        state.legs[role as usize].key = Some(key);
+        let leg = &mut state.legs[role as usize];
+        leg.key = Some(key);
+        if leg.rotating == Rotating::Locked {
+            leg.rotating = Rotating::Admitted;
+            // What was counted with the old key says nothing about the new one: who had stolen it may have counted far.
+            leg.lowest = 0;
+        }
+        true
+    }
+
+    /// Takes the right to bind from a leg's key until the leg is admitted with another one. What is bound stays where it
+    /// is. Says whether there is such a circuit.
+    #[must_use]
+    pub fn lock(&mut self, circuit: CircuitId, role: Role) -> bool {
+        let Some(state) = self.circuits.get_mut(&circuit) else {
+            return false;
+        };
+        state.legs[role as usize].rotating = Rotating::Locked;
         true
     }
 
@@ -309,7 +347,9 @@ impl<A: Address> Circuits<A> {
             .circuits
             .get(&bind.circuit)
             .map(|circuit| &circuit.legs[bind.role as usize]);
-        let key = leg.and_then(|leg| leg.key.as_ref());
+        let key = leg
+            .filter(|leg| leg.rotating != Rotating::Locked)
+            .and_then(|leg| leg.key.as_ref());
         let authentic = Control::is_authentic(datagram, key.unwrap_or(&self.decoy));
         let (Some(leg), Some(key), true) = (leg, key, authentic) else {
             self.count_unauthentic(&bind);
@@ -436,6 +476,9 @@ impl<A: Address> Circuits<A> {
         let leg = &mut state.legs[role as usize];
         leg.lowest = bind.counter + 1;
         leg.bound_once = true;
+        if std::mem::replace(&mut leg.rotating, Rotating::No) != Rotating::No {
+            self.outputs.push_back(Output::Rotated { circuit, role });
+        }
         let was = std::mem::replace(&mut leg.place, Place::At(from));
         if was != Place::At(from) {
             let forgotten = leg.before.take().filter(|&before| before != from);

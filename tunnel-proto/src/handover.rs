@@ -6,7 +6,7 @@
 
 use crate::code::Code;
 use crate::ids::TunnelId;
-use crate::message::{EndTunnel, FromAgent};
+use crate::message::{Attached, EndTunnel, FromAgent};
 use crate::time::UnixTime;
 
 /// The version of this protocol, which a worker names in its [`State`].
@@ -46,6 +46,9 @@ pub enum Message {
     /// From a draining worker to the active one: tell the server that a tunnel or a session has ended.
     #[n(8)]
     Ended(#[n(0)] FromAgent),
+    /// From the active worker to the others: the next key of the leg of a tunnel, which the server rotates.
+    #[n(9)]
+    Rekey(#[n(0)] Attached),
 }
 
 /// What a worker is for.

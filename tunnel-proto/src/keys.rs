@@ -150,10 +150,17 @@ impl LegKey {
         }
     }
 
-    /// Derives the key of a leg from the relay's secret (HKDF, RFC 5869).
+    /// Derives the first key of a leg from the relay's secret (HKDF, RFC 5869).
     pub fn derive(relay_secret: &Secret, circuit: CircuitId, role: Role) -> Self {
+        Self::derive_rotated(relay_secret, circuit, role, 0)
+    }
+
+    /// Derives the key that a leg has after its key was rotated so many times.
+    pub fn derive_rotated(relay_secret: &Secret, circuit: CircuitId, role: Role, rotations: u32) -> Self {
         let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"tunnel leg key v1");
-        let info: [&[u8]; 2] = [circuit.as_bytes(), &[role as u8]];
+        let bytes = rotations.to_be_bytes();
+        let rotated: &[u8] = if rotations == 0 { &[] } else { &bytes };
+        let info: [&[u8]; 3] = [circuit.as_bytes(), &[role as u8], rotated];
         let mut bytes = [0; 32];
         let filled = salt
             .extract(relay_secret.expose())
@@ -204,6 +211,10 @@ mod tests {
             key.secret(),
             LegKey::derive(&Secret::new([9; 32]), circuit, Role::Source).secret()
         );
+        let rotated = |times| LegKey::derive_rotated(&relay, circuit, Role::Source, times);
+        assert_eq!(key.secret(), rotated(0).secret());
+        assert_ne!(key.secret(), rotated(1).secret());
+        assert_ne!(rotated(1).secret(), rotated(2).secret());
     }
 
     #[test]

@@ -208,6 +208,19 @@ impl Leg {
         self.doubt(carrier);
     }
 
+    /// The relay has handed out another key. Whatever it was asked with the old one is asked anew.
+    pub fn handle_rekey(&mut self, now: Instant, key: LegKey) {
+        if self.ended {
+            return;
+        }
+        self.key = key;
+        for carrier in [Carrier::Udp, Carrier::WebSocket] {
+            if self.active == Some(carrier) || !self.is_at_rest(carrier) {
+                self.begin_probe(now, carrier, true);
+            }
+        }
+    }
+
     /// Something hints that a carrier does not work: an ICMP answer, or an error in sending. Anybody can forge the former,
     /// so it only makes the leg ask.
     pub fn handle_hint(&mut self, now: Instant, carrier: Carrier) {

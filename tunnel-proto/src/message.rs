@@ -87,6 +87,10 @@ pub enum FromServer {
     /// Answer to [`FromAgent::Outages`]: the ids of those that are kept for good.
     #[n(10)]
     OutagesKept(#[n(0)] Vec<u64>),
+    /// The key of a live tunnel's leg counts no more for binds: the agent redeems the token, by [`FromAgent::Attach`], and
+    /// binds anew with the key of the answer. Sessions go on.
+    #[n(11)]
+    Rotate(#[n(0)] Rotate),
 }
 
 /// First message on a control link.
@@ -204,6 +208,18 @@ pub struct Attached {
     /// TCP port of the WebSocket carrier; its host is the server's.
     #[n(4)]
     pub websocket_port: u16,
+}
+
+/// A fresh token for the destination leg of a live tunnel.
+#[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Rotate {
+    /// The tunnel.
+    #[n(0)]
+    pub tunnel: TunnelId,
+    /// The signed [`crate::token::AccessToken`].
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub token: Vec<u8>,
 }
 
 /// Ends a tunnel, or refuses to attach it.

@@ -71,6 +71,7 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(tunnels::attach))
         .routes(routes!(tunnels::end))
         .routes(routes!(tunnels::cut))
+        .routes(routes!(tunnels::rotate))
         .routes(routes!(admin::make_enrol_code))
         .routes(routes!(admin::revoke))
         .routes(routes!(suspensions::list, suspensions::suspend))

@@ -210,6 +210,13 @@ pub enum Event {
         lived_secs: u64,
         traffic: Option<Traffic>,
     },
+    /// The key of a leg was rotated.
+    #[serde(rename = "tunnel.rotated")]
+    TunnelRotated {
+        tunnel: TunnelId,
+        leg: String,
+        by: String,
+    },
     /// Somebody cut tunnels by hand: what, and how many were alive.
     #[serde(rename = "cut.ordered")]
     CutOrdered {

@@ -138,6 +138,13 @@ pub enum RelayEvent {
         /// How its datagrams travel.
         carrier: Carrier,
     },
+    /// A leg whose key was rotated has bound with the new one.
+    Rotated {
+        /// The circuit.
+        circuit: CircuitId,
+        /// The leg.
+        role: Role,
+    },
     /// A circuit has carried what it may; nothing more is forwarded for it.
     ByteLimit {
         /// The circuit.
@@ -251,7 +258,23 @@ impl Relay {
     /// # Errors
     /// [`Code::NotFound`] when there is no such circuit.
     pub fn admit(&self, circuit: CircuitId, role: Role) -> Result<LegKey, Code> {
-        self.running.shared.admit(circuit, role)
+        self.admit_rotated(circuit, role, 0)
+    }
+
+    /// As [`Relay::admit`], for a leg whose key was rotated so many times.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] when there is no such circuit.
+    pub fn admit_rotated(&self, circuit: CircuitId, role: Role, rotations: u32) -> Result<LegKey, Code> {
+        self.running.shared.admit(circuit, role, rotations)
+    }
+
+    /// Lets a leg's key bind no more, until the leg is admitted with another one. What is bound goes on.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] when there is no such circuit.
+    pub fn lock(&self, circuit: CircuitId, role: Role) -> Result<(), Code> {
+        self.running.shared.lock(circuit, role)
     }
 
     /// Closes a circuit and tells both legs why. Returns what it has carried, or `None` if there is no such circuit.

@@ -26,6 +26,7 @@ mod end;
 mod open;
 pub(crate) mod reconsider;
 mod recover;
+pub(crate) mod rotate;
 pub(crate) mod table;
 mod unconfirmed;
 pub(crate) mod watch;

@@ -147,6 +147,7 @@ impl Agent {
             Message::EndTunnel(end) => self.end_tunnel(end.tunnel, end.reason.code),
             Message::EndAll(code) => self.end_tunnels(code, |_| true),
             Message::Time(time) => self.handle_server_time(time),
+            Message::Rekey(attached) => self.rekey(attached),
             Message::Ended(ended) => self.outgoing.push(ended),
             // What only a worker says, and kinds of a newer version.
             _ => {}

@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::Instrument as _;
 use tunnel_proto::TunnelId;
 use tunnel_proto::code::Code;
 use tunnel_proto::grant::Grant;
-use tunnel_proto::message::{Attach, Attached, FromAgent, Offer, OfferAnswer, TunnelEnded};
+use tunnel_proto::handover::Message;
+use tunnel_proto::message::{
+    Attach, Attached, EndTunnel, FromAgent, Offer, OfferAnswer, Rotate, TunnelEnded,
+};
 
 use super::{Agent, Live};
 use crate::acceptance::Situation;
@@ -92,6 +95,7 @@ impl Agent {
         let operator = Operator::default();
         let (attach, attached) = oneshot::channel();
         let (end, ended) = oneshot::channel();
+        let (rekey, keys) = watch::channel(None);
         let tunnel = Tunnel::new(
             grant.clone(),
             left,
@@ -104,7 +108,7 @@ impl Agent {
         let span = tracing::info_span!("tunnel", tunnel = id.fmt_short());
         let task = self
             .tasks
-            .spawn(tunnel.run(attached, ended).instrument(span))
+            .spawn(tunnel.run(attached, keys, ended).instrument(span))
             .id();
         self.tunnels.insert(
             id,
@@ -113,20 +117,59 @@ impl Agent {
                 attach: Some(attach),
                 end: Some(end),
                 operator,
+                rekey,
+                rotating: false,
                 task,
             },
         );
     }
 
-    /// Hands the leg to the tunnel that waits for it.
+    /// Hands the leg to the tunnel that waits for it, or the leg's next key to the one that has it.
     pub(super) fn handle_attached(&mut self, attached: Attached) {
-        let waiting = self
-            .tunnels
-            .get_mut(&attached.tunnel)
-            .and_then(|live| live.attach.take());
-        if let Some(waiting) = waiting {
+        let Some(live) = self.tunnels.get_mut(&attached.tunnel) else {
+            if self.duty.others().contains(&attached.tunnel) {
+                self.duty.tell(&Message::Rekey(attached));
+            }
+            return;
+        };
+        if let Some(waiting) = live.attach.take() {
             let _ = waiting.send(attached);
+        } else if std::mem::take(&mut live.rotating) {
+            live.rekey.send_replace(Some(attached));
         }
+    }
+
+    /// A tunnel that is not attached ends; one that is goes on, and the server asks it again to attach anew.
+    pub(super) fn handle_attach_refused(&mut self, refused: &EndTunnel) {
+        let (tunnel, code) = (refused.tunnel, refused.reason.code);
+        match self.tunnels.get_mut(&tunnel) {
+            Some(live) if live.rotating => {
+                live.rotating = false;
+                tracing::warn!(tunnel = tunnel.fmt_short(), %code, "a leg's next key was refused");
+            }
+            None if self.duty.others().contains(&tunnel) => {
+                tracing::warn!(tunnel = tunnel.fmt_short(), %code, "a leg's next key was refused");
+            }
+            _ => self.handle_end_tunnel(tunnel, code),
+        }
+    }
+
+    /// Gives a tunnel of this worker the next key of its leg.
+    pub(super) fn rekey(&mut self, attached: Attached) {
+        if let Some(live) = self.tunnels.get_mut(&attached.tunnel) {
+            live.rekey.send_replace(Some(attached));
+        }
+    }
+
+    /// The server rotates the key of a leg: redeems the token that comes with it.
+    pub(super) fn handle_rotate(&mut self, rotate: Rotate) {
+        let Rotate { tunnel, token } = rotate;
+        match self.tunnels.get_mut(&tunnel) {
+            Some(live) => live.rotating = live.attach.is_none(),
+            None if self.duty.others().contains(&tunnel) => {}
+            None => return,
+        }
+        self.outgoing.push(FromAgent::Attach(Attach { tunnel, token }));
     }
 
     /// Ends a tunnel as the server says; one that is over already is confirmed once more.

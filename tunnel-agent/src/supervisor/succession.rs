@@ -165,7 +165,7 @@ impl Succession {
         match message {
             Message::State(state) => self.handle_state(now, from, state),
             Message::Status(text) if front => self.say_of_front(&text),
-            Message::EndTunnel(_) | Message::EndAll(_) | Message::Time(_) if front => {
+            Message::EndTunnel(_) | Message::EndAll(_) | Message::Time(_) | Message::Rekey(_) if front => {
                 let others: Vec<_> = self
                     .workers
                     .keys()

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use tunnel_net::clock::{Clock as _, SystemClock};
-use tunnel_proto::api::Tunnel;
+use tunnel_proto::api::{RotateTunnel, Tunnel};
 use tunnel_proto::{Code, TunnelId, UnixTime};
 
 use super::{Context, bytes_text, devices, list_text, time_text};
@@ -173,6 +173,31 @@ pub async fn close(context: &Context, args: args::Close) -> Result<(), Failure> 
         })
     })?;
     failed.map_or(Ok(()), Err)
+}
+
+/// Gives the legs of a live tunnel fresh keys.
+///
+/// # Errors
+/// Tells why not.
+pub async fn rotate(context: &Context, args: args::Rotate) -> Result<(), Failure> {
+    let (_, mut api) = context.api()?;
+    let id = find(&mut api, &args.tunnel).await?;
+    let what = format!("could not rotate the keys of the tunnel `{}`", id.fmt_short());
+    let request = RotateTunnel {
+        source: args.source,
+        destination: args.destination,
+    };
+    let rotated = api.rotate(id, &request).await;
+    let rotated = rotated.map_err(|error| error.into_failure(what))?;
+    context.output.result(&rotated, || {
+        rotated.legs.iter().fold(String::new(), |text, leg| {
+            let bound = leg.bound_micros.map_or_else(
+                || "its end has not bound with the new one yet".to_owned(),
+                |micros| format!("bound with the new one after {} ms", micros.div_ceil(1000)),
+            );
+            text + &format!("{}: the old key is worth nothing, {bound}\n", leg.leg)
+        })
+    })
 }
 
 async fn close_one(api: &mut Api, text: &str) -> Result<TunnelId, Failure> {

@@ -8,12 +8,15 @@ use std::time::Duration;
 use quinn::ConnectionError;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
-use tunnel_net::leg::LegState;
+use tunnel_net::leg::{Leg, LegState, Rekey};
 use tunnel_net::tls;
+use tunnel_proto::api::AttachTunnel;
 use tunnel_proto::backoff::Backoff;
+use tunnel_proto::ids::unhex;
+use tunnel_proto::keys::{LegKey, Secret};
 use tunnel_proto::{Code, Refusal, TunnelId};
 
-use crate::api::Api;
+use crate::api::{Api, News};
 use crate::failure::Failure;
 
 /// How long a lost connection waits for somebody to tell the reason.
@@ -28,12 +31,13 @@ pub(super) struct End {
 
 impl End {
     /// Starts to watch. The caller of the API waits on its connection, so it is given away.
-    pub(super) fn watch(api: Api, id: TunnelId, leg: watch::Receiver<LegState>) -> Self {
+    pub(super) fn watch(api: Api, id: TunnelId, leg: &Leg) -> Self {
+        let (leg, rekey) = (leg.state(), leg.rekey());
         let (tell, told) = watch::channel(None);
         let task = AbortOnDropHandle::new(tokio::task::spawn(async move {
             let refusal = tokio::select! {
                 refusal = by_relay(leg.clone()) => refusal,
-                refusal = by_server(api, id, leg) => refusal,
+                refusal = by_server(api, id, leg, rekey) => refusal,
             };
             tell.send_replace(Some(refusal));
             // Lives on, so that those who look later still find it.
@@ -113,9 +117,16 @@ async fn heard_again(leg: &mut watch::Receiver<LegState>) {
     }
 }
 
+/// Redeems a token for the next key of the operator's leg.
+async fn next_key(api: &mut Api, id: TunnelId, token: String) -> Option<LegKey> {
+    let attached = api.attach(id, &AttachTunnel { token }).await.ok()?;
+    let key = unhex(&attached.leg_key)?;
+    Some(LegKey::new(Secret::new(key)))
+}
+
 /// Asks the server to answer when the tunnel has ended. A live tunnel does not depend on the server, so what goes wrong
 /// here is tried again, ever slower.
-async fn by_server(mut api: Api, id: TunnelId, mut leg: watch::Receiver<LegState>) -> Refusal {
+async fn by_server(mut api: Api, id: TunnelId, mut leg: watch::Receiver<LegState>, rekey: Rekey) -> Refusal {
     let mut backoff = Backoff::default();
     loop {
         let answer = tokio::select! {
@@ -127,8 +138,13 @@ async fn by_server(mut api: Api, id: TunnelId, mut leg: watch::Receiver<LegState
             }
         };
         match answer {
-            Ok(Some(refusal)) => return refusal,
-            Ok(None) => backoff.succeeded(),
+            Ok(News::Ended(refusal)) => return refusal,
+            Ok(News::Nothing) => backoff.succeeded(),
+            // Until the relay has heard the new key the server gives another token each time, so nothing is lost here.
+            Ok(News::Rotate(token)) => match next_key(&mut api, id, token).await {
+                Some(key) => rekey.rekey(key),
+                None => tracing::debug!("the leg's next key was not to be had"),
+            },
             // The server that answers so will not answer better later.
             Err(error)
                 if matches!(

@@ -20,6 +20,7 @@ const COMMANDS: &[&str] = &[
     "describe",
     "close",
     "cut",
+    "rotate",
     "policy",
     "audit",
     "enrol-code",

@@ -203,7 +203,10 @@ impl Forwarder {
             Output::Released { address } => {
                 self.roles.remove(&address);
             }
-            Output::Lost { .. } | Output::Foreign { .. } | Output::NeverBound { .. } => {}
+            Output::Lost { .. }
+            | Output::Foreign { .. }
+            | Output::Rotated { .. }
+            | Output::NeverBound { .. } => {}
         }
     }
 

@@ -766,3 +766,63 @@ proptest! {
         prop_assert_eq!(drain(&mut circuits), []);
     }
 }
+
+/// Who has stolen a leg's key has it for nothing after a rotation, wherever it was bound and however far it had counted.
+#[test]
+fn after_a_rotation_the_old_key_binds_nothing_and_what_is_bound_goes_on() {
+    let mut circuits = bound();
+    assert!(circuits.lock(id(1), Role::Source));
+    assert!(!circuits.lock(id(2), Role::Source));
+    let stolen = bind(Role::Source, u64::MAX - 1, 0);
+    for from in [SOURCE, ELSEWHERE] {
+        assert_eq!(say(&mut circuits, from, stolen).kind(), None, "locked");
+    }
+    assert_eq!(circuits.place(id(1), Role::Source), Some(SOURCE));
+
+    let new = LegKey::derive_rotated(&Secret::new([7; 32]), id(1), Role::Source, 1);
+    assert!(circuits.admit(id(1), Role::Source, new.clone()));
+    for from in [SOURCE, ELSEWHERE] {
+        assert_eq!(say(&mut circuits, from, stolen).kind(), None, "rotated");
+    }
+    circuits.handle_bind(SOURCE, false, &bind(Role::Source, 6, 0).encode(&new));
+    let outputs = drain(&mut circuits);
+    let rotated = Output::Rotated {
+        circuit: id(1),
+        role: Role::Source,
+    };
+    assert!(outputs.contains(&rotated), "{outputs:?}");
+    assert_eq!(circuits.place(id(1), Role::Source), Some(SOURCE));
+    // It is told once, and the other leg has its own key.
+    circuits.handle_bind(SOURCE, false, &bind(Role::Source, 7, 0).encode(&new));
+    assert!(!drain(&mut circuits).contains(&rotated));
+    assert_eq!(
+        say(&mut circuits, DESTINATION, bind(Role::Destination, 6, 0)).kind(),
+        Some(Kind::Bound)
+    );
+}
+
+/// A thief who had moved the leg and counted far loses it to the end that has the new key.
+#[test]
+fn a_rotation_takes_a_stolen_leg_back() {
+    let mut circuits = bound();
+    let stolen = say(&mut circuits, ELSEWHERE, bind(Role::Source, u64::MAX - 2, 0));
+    let challenge = stolen.answer().unwrap().value;
+    assert_eq!(
+        say(
+            &mut circuits,
+            ELSEWHERE,
+            bind(Role::Source, u64::MAX - 1, challenge)
+        )
+        .kind(),
+        Some(Kind::Bound)
+    );
+    let new = LegKey::derive_rotated(&Secret::new([7; 32]), id(1), Role::Source, 1);
+    assert!(circuits.lock(id(1), Role::Source) && circuits.admit(id(1), Role::Source, new.clone()));
+    circuits.handle_bind(SOURCE, false, &bind(Role::Source, 6, 0).encode(&new));
+    let challenge = Said(drain(&mut circuits))
+        .answer()
+        .map_or(0, |answer| answer.value);
+    circuits.handle_bind(SOURCE, false, &bind(Role::Source, 7, challenge).encode(&new));
+    drain(&mut circuits);
+    assert_eq!(circuits.place(id(1), Role::Source), Some(SOURCE));
+}

@@ -92,7 +92,7 @@ impl Relay {
                     self.to.retain(|_, at| *at != address);
                 }
                 Output::Lost { circuit, role } => drop(self.to.remove(&(circuit, role as u8))),
-                Output::Foreign { .. } | Output::NeverBound { .. } => {}
+                Output::Foreign { .. } | Output::Rotated { .. } | Output::NeverBound { .. } => {}
             }
         }
         answers

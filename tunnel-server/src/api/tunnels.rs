@@ -7,7 +7,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use serde::Deserialize;
 use tunnel_proto::api::{
-    AttachTunnel, AttachedTunnel, CutReport, CutTunnels, ErrorBody, OpenTunnel, OpenedTunnel, Tunnel,
+    AttachTunnel, AttachedTunnel, CutReport, CutTunnels, ErrorBody, OpenTunnel, OpenedTunnel, RotateTunnel,
+    RotatedTunnel, Tunnel, TunnelEnd,
 };
 use tunnel_proto::{Code, Refusal, TunnelId};
 use utoipa::IntoParams;
@@ -151,30 +152,52 @@ pub(crate) async fn cut(
     Ok(Json(control.to_the_end::<_, Refusal>(work).await?))
 }
 
-/// Waits until a tunnel has ended, and shows it; after four minutes it is shown as it is.
+/// Gives the legs of a live tunnel fresh keys: the old ones bind nothing from here on. Sessions go on.
+#[utoipa::path(
+    post, path = "/v1/tunnels/{id}/rotate", operation_id = "rotate_tunnel", tag = "tunnels", request_body = RotateTunnel,
+    params(("id" = String, Path, description = "the tunnel")),
+    responses((status = 200, body = RotatedTunnel), (status = "4XX", body = ErrorBody)),
+)]
+pub(crate) async fn rotate(
+    State(control): State<Arc<Control>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Body(request): Body<RotateTunnel>,
+) -> Result<Json<RotatedTunnel>, ApiError> {
+    let (owner, id) = (control.clone(), tunnel_id(&id)?);
+    let work = async move { owner.rotate(&caller, id, request).await };
+    Ok(Json(control.to_the_end::<_, Refusal>(work).await?))
+}
+
+/// Waits until a tunnel has ended, and shows it; after four minutes it is shown as it is, and earlier when the operator's
+/// leg has to bind with a new key.
 #[utoipa::path(
     get, path = "/v1/tunnels/{id}/end", operation_id = "await_tunnel_end", tag = "tunnels", params(("id" = String, Path, description = "the tunnel")),
-    responses((status = 200, body = Tunnel), (status = "4XX", body = ErrorBody)),
+    responses((status = 200, body = TunnelEnd), (status = "4XX", body = ErrorBody)),
 )]
 pub(crate) async fn end(
     State(control): State<Arc<Control>>,
     caller: Caller,
     Path(id): Path<String>,
-) -> Result<Json<Tunnel>, ApiError> {
+) -> Result<Json<TunnelEnd>, ApiError> {
     let id = tunnel_id(&id)?;
     let tunnel = visible(&control, &caller, id, Action::ViewAllTunnels).await?;
-    let mut ended = None;
+    let (mut ended, mut rotate) = (None, None);
     if let Some(live) = control.tunnels.get(id) {
         // Whoever else looks on says nothing about the operator's end.
         let is_own = tunnel.decided.operator == caller.name;
         let waiting = is_own.then(|| control.tunnels.waits(id));
-        let mut phase = live.watch();
+        let (mut phase, mut rotation) = (live.watch(), live.legs.watch());
         tokio::select! {
             phase = phase.wait_for(|phase| matches!(phase, Phase::Ended(_))) => {
                 if let Ok(Phase::Ended(why)) = phase.as_deref() {
                     ended = Some(*why);
                 }
             }
+            _ = rotation.wait_for(|_| {
+                rotate = control.source_rotation(&caller, &live);
+                rotate.is_some()
+            }) => {}
             () = tokio::time::sleep(POLL) => {}
             () = control.stopping() => {}
         }
@@ -188,8 +211,9 @@ pub(crate) async fn end(
         tunnel.state = Phase::Ended(why).as_str().to_owned();
         tunnel.end_reason.get_or_insert_with(|| why.as_str().to_owned());
         tunnel.ended_at.get_or_insert_with(|| control.now().as_secs());
+        rotate = None;
     }
-    Ok(Json(tunnel))
+    Ok(Json(TunnelEnd { tunnel, rotate }))
 }
 
 /// An id that cannot be one is as one that is not there.
@@ -227,6 +251,7 @@ fn shown(control: &Control, tunnel: TunnelRecord) -> Tunnel {
         state,
         opened_at,
         ended,
+        ..
     } = tunnel;
     let counted = control.relay.traffic(decided.circuit);
     Tunnel {

@@ -86,6 +86,7 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
     }
     // What was cut while it was away it is asked to confirm, with the reason.
     control.ask_again(&link, &hello.tunnels);
+    control.rotate_again(&link);
     // A tunnel that is cut from here on is told over this link; one that was cut before is on this list.
     let ended = unknown_tunnels(&control, &link.device, &hello.tunnels);
     if !missing.is_empty() {

@@ -196,12 +196,20 @@ impl Shared {
     }
 
     /// Lets a leg bind.
-    pub(super) fn admit(&self, circuit: CircuitId, role: Role) -> Result<LegKey, Code> {
-        let key = LegKey::derive(&self.secret, circuit, role);
+    pub(super) fn admit(&self, circuit: CircuitId, role: Role, rotations: u32) -> Result<LegKey, Code> {
+        let key = LegKey::derive_rotated(&self.secret, circuit, role, rotations);
         if self.state().machine.admit(circuit, role, key.clone()) {
             Ok(key)
         } else {
             Err(Code::NotFound)
+        }
+    }
+
+    /// Lets a leg's key bind no more.
+    pub(super) fn lock(&self, circuit: CircuitId, role: Role) -> Result<(), Code> {
+        match self.state().machine.lock(circuit, role) {
+            true => Ok(()),
+            false => Err(Code::NotFound),
         }
     }
 
@@ -385,6 +393,7 @@ impl Shared {
                 Output::Foreign { .. } => {
                     self.foreign.fetch_add(1, Ordering::Relaxed);
                 }
+                Output::Rotated { circuit, role } => self.tell(RelayEvent::Rotated { circuit, role }),
                 Output::NeverBound { circuit } => self.tell(RelayEvent::NeverBound { circuit }),
             }
         }

@@ -347,6 +347,8 @@ pub struct TunnelRecord {
     pub opened_at: UnixTime,
     /// How it ended, once it has.
     pub ended: Option<Ended>,
+    /// How often the keys of its legs were rotated: source, destination.
+    pub rotations: [u32; 2],
 }
 
 /// How a tunnel ended.

@@ -105,6 +105,37 @@ impl Store {
             .await
     }
 
+    /// Counts a rotation of a leg's key, and returns how many there were; `None` if the tunnel is not alive.
+    ///
+    /// # Errors
+    /// Returns an error if it is not on the disk: the old key is then in force.
+    pub async fn rotate(&self, tunnel: TunnelId, role: Role, by: &str) -> Result<Option<u32>, StoreError> {
+        let by = bounded(by);
+        let statement = match role {
+            Role::Source => {
+                "UPDATE tunnels SET source_rotations = source_rotations + 1
+                 WHERE id = ? AND state <> 'ended' RETURNING source_rotations AS rotations"
+            }
+            Role::Destination => {
+                "UPDATE tunnels SET destination_rotations = destination_rotations + 1
+                 WHERE id = ? AND state <> 'ended' RETURNING destination_rotations AS rotations"
+            }
+        };
+        self.write(move |w| {
+            Box::pin(async move {
+                let row = sqlx::query(statement)
+                    .bind(&tunnel.as_bytes()[..])
+                    .fetch_optional(&mut w.connection)
+                    .await?;
+                let Some(row) = row else { return Ok(None) };
+                let leg = role.as_str().to_owned();
+                w.append(&Event::TunnelRotated { tunnel, leg, by }).await?;
+                Ok(Some(row.try_get("rotations")?))
+            })
+        })
+        .await
+    }
+
     /// Writes down that a device has confirmed a cut.
     ///
     /// # Errors
@@ -397,6 +428,10 @@ fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
         state: TunnelState::from_text(&state).ok_or(StoreError::Damaged("state"))?,
         opened_at: time(row, "opened_at")?,
         ended: ended(row)?,
+        rotations: [
+            row.try_get("source_rotations")?,
+            row.try_get("destination_rotations")?,
+        ],
     })
 }
 

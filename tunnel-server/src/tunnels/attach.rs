@@ -77,7 +77,7 @@ impl Control {
             .await;
         redeemed.map_err(|error| self.store_failed(&error))?.admitted()?;
         // If the tunnel was cut meanwhile, its circuit is closed and the relay admits nobody.
-        let admitted = self.relay.admit(live.facts.circuit, token.role);
+        let admitted = self.admit_leg(&live, token.role);
         let key = admitted.map_err(|code| match live.phase() {
             Phase::Ended(why) => why,
             _ => code,

@@ -420,7 +420,7 @@ impl Control {
         grant.sign(&self.keys.grant_key)
     }
 
-    fn token(&self, facts: &Facts, role: Role, holder: &Identity, holder_key: KeyHash) -> Vec<u8> {
+    pub(super) fn token(&self, facts: &Facts, role: Role, holder: &Identity, holder_key: KeyHash) -> Vec<u8> {
         let now: UnixTime = self.now();
         let token = AccessToken {
             id: TokenId::from_bytes(self.random()),

@@ -48,7 +48,7 @@ impl Control {
 
     fn take_in(&self, record: TunnelRecord) -> Result<(), Code> {
         let (now, wall) = (Instant::now(), self.now());
-        let decided = record.decided;
+        let (decided, rotations) = (record.decided, record.rotations);
         if wall >= decided.expires_at {
             return Err(Code::TunnelExpired);
         }
@@ -77,14 +77,21 @@ impl Control {
         };
         let (id, circuit) = (facts.id, facts.circuit);
         let mut table = self.tunnels.table();
-        table.insert(facts, phase, now)?;
+        table.insert_rotated(facts, phase, rotations, now)?;
         let mut spec = CircuitSpec::new(circuit);
         spec.recovered = true;
         let opened = self.relay.open(spec).and_then(|()| {
             // Only a leg that was admitted before the restart has its key.
-            self.relay.admit(circuit, Role::Source)?;
-            self.relay.admit(circuit, Role::Destination)
+            for role in [Role::Source, Role::Destination] {
+                if rotations[role as usize] > 0 {
+                    // Told when the leg has bound with it.
+                    self.relay.lock(circuit, role)?;
+                }
+                self.relay
+                    .admit_rotated(circuit, role, rotations[role as usize])?;
+            }
+            Ok(())
         });
-        opened.map(drop).inspect_err(|_| table.forget(id))
+        opened.inspect_err(|_| table.forget(id))
     }
 }

@@ -23,6 +23,7 @@ use tunnel_proto::{CircuitId, Code, DeviceId, Identity, OperatorName, ServiceNam
 
 use super::attendance::Attendance;
 use super::reconsider::Touched;
+use super::rotate::Legs;
 
 /// Live tunnels of one operator.
 const MAX_OF_OPERATOR: usize = 1024;
@@ -80,6 +81,7 @@ impl Phase {
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) facts: Facts,
+    pub(crate) legs: Legs,
     phase: watch::Sender<Phase>,
     /// Cancelled when its end is recorded, or it never came to be.
     gone: CancellationToken,
@@ -128,6 +130,20 @@ impl Table {
     /// # Errors
     /// [`Code::Limit`] if the operator, the device or the server has too many.
     pub(crate) fn insert(&mut self, facts: Facts, phase: Phase, now: Instant) -> Result<Arc<Live>, Code> {
+        self.insert_rotated(facts, phase, [0; 2], now)
+    }
+
+    /// As [`Table::insert`], for a tunnel whose legs' keys were rotated so many times.
+    ///
+    /// # Errors
+    /// [`Code::Limit`] if the operator, the device or the server has too many.
+    pub(crate) fn insert_rotated(
+        &mut self,
+        facts: Facts,
+        phase: Phase,
+        rotations: [u32; 2],
+        now: Instant,
+    ) -> Result<Arc<Live>, Code> {
         let of_operator = self.by_operator.get(&facts.operator).map_or(0, BTreeSet::len);
         let of_device = self.by_device.get(&facts.device).map_or(0, BTreeSet::len);
         if self.tunnels.len() >= MAX || of_operator >= MAX_OF_OPERATOR || of_device >= MAX_OF_DEVICE {
@@ -143,6 +159,7 @@ impl Table {
         self.deadlines.insert((facts.deadline, id));
         let live = Arc::new(Live {
             facts,
+            legs: Legs::new(rotations),
             phase: watch::Sender::new(phase),
             gone: CancellationToken::new(),
         });

@@ -31,6 +31,11 @@ impl Leg {
         }
     }
 
+    /// Takes the key of a rotation.
+    pub(crate) fn rekey(&mut self, key: Secret) {
+        self.key = LegKey::new(key);
+    }
+
     /// Binds, answering a challenge if there is one.
     pub(crate) async fn bind(&mut self) {
         let mut value = 0;

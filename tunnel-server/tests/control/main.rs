@@ -15,6 +15,7 @@ mod opening;
 mod outages;
 mod probing;
 mod restart;
+mod rotation;
 mod suspension;
 mod trust;
 mod world;

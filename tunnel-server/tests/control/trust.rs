@@ -10,7 +10,7 @@ use crate::agent::Agent;
 use crate::world::World;
 
 /// Every route that needs an operator.
-const ROUTES: [(&str, &str); 17] = [
+const ROUTES: [(&str, &str); 18] = [
     ("GET", "/v1/status"),
     ("GET", "/v1/devices"),
     ("GET", "/v1/devices/pump"),
@@ -22,6 +22,7 @@ const ROUTES: [(&str, &str); 17] = [
     ("GET", "/v1/tunnels/00000000000000000000000000000000/end"),
     ("POST", "/v1/enrol-codes"),
     ("POST", "/v1/revocations"),
+    ("POST", "/v1/tunnels/00000000000000000000000000000000/rotate"),
     ("POST", "/v1/cuts"),
     ("GET", "/v1/suspensions"),
     ("POST", "/v1/suspensions"),
