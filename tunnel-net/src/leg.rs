@@ -336,6 +336,7 @@ impl Driver {
                     if let (Carrier::Udp, Some(path)) = (carrier, self.paths[carrier as usize]) {
                         self.config.proven = Some(path.to.ip());
                     }
+                    self.wake.moved();
                     self.wire.set_active(carrier);
                     self.state.send_modify(|state| state.active = Some(carrier));
                 }
@@ -355,6 +356,7 @@ impl Driver {
     /// Makes quinn send at once instead of waiting for a probe timer that has backed off during an outage.
     fn nudge(&self) {
         tracing::debug!("what was lost is repeated");
+        self.wake.moved();
         self.wake.call();
         if let Err(error) = self.endpoint.rebind_abstract(self.wire.clone()) {
             tracing::debug!(%error, "could not wake the connections");

@@ -20,6 +20,7 @@ pub mod tls;
 pub mod wake;
 pub mod websocket;
 
+mod congestion;
 mod dial;
 mod wire;
 

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::CubicConfig;
 use quinn::{
     ConnectionIdGenerator as _, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
 };
 use tunnel_proto::defaults;
 
+use crate::congestion::Controllers;
 use crate::wake::Wake;
 
 /// Bytes of a connection id: 96 random bits, so that ids do not collide and cannot be guessed.
@@ -82,7 +82,7 @@ pub fn probe_transport() -> Arc<TransportConfig> {
 /// the shorter one counts, which is this.
 pub fn agent_transport(sessions: u32, left: Duration, wake: &Wake) -> Arc<TransportConfig> {
     let mut config = base(left + BEYOND_THE_RIGHT);
-    config.congestion_controller_factory(wake.before(Arc::new(CubicConfig::default())));
+    config.congestion_controller_factory(wake.before(Arc::new(Controllers { wake: wake.clone() })));
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(sessions))
         .stream_receive_window(VarInt::from_u32(AGENT_STREAM_WINDOW))
@@ -94,7 +94,7 @@ pub fn agent_transport(sessions: u32, left: Duration, wake: &Wake) -> Arc<Transp
 /// Returns the settings of the end-to-end connection at the operator.
 pub fn cli_transport(wake: &Wake) -> Arc<TransportConfig> {
     let mut config = base(defaults::TUNNEL_LIFETIME_MAX + BEYOND_THE_RIGHT);
-    config.congestion_controller_factory(wake.before(Arc::new(CubicConfig::default())));
+    config.congestion_controller_factory(wake.before(Arc::new(Controllers { wake: wake.clone() })));
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(CLI_STREAM_WINDOW))

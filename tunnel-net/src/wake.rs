@@ -6,7 +6,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
@@ -14,12 +14,28 @@ use quinn_proto::RttEstimator;
 
 /// Lets a connection send once beyond its window. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct Wake(Arc<AtomicBool>);
+pub struct Wake(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    called: AtomicBool,
+    paths: AtomicU64,
+}
 
 impl Wake {
     /// Lets the next train of packets pass.
     pub fn call(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.called.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that packets take another path from now on.
+    pub(crate) fn moved(&self) {
+        self.0.paths.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how many paths the packets of the leg have taken.
+    pub(crate) fn paths(&self) -> u64 {
+        self.0.paths.load(Ordering::Relaxed)
     }
 
     /// Puts this in front of the controllers that a factory makes.
@@ -55,7 +71,7 @@ struct Woken {
 
 impl Controller for Woken {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
-        self.wake.0.store(false, Ordering::Relaxed);
+        self.wake.0.called.store(false, Ordering::Relaxed);
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
@@ -83,7 +99,7 @@ impl Controller for Woken {
     }
 
     fn window(&self) -> u64 {
-        if self.wake.0.load(Ordering::Relaxed) {
+        if self.wake.0.called.load(Ordering::Relaxed) {
             // quinn does not pace a window of this size either.
             return u64::MAX;
         }

@@ -14,6 +14,7 @@ pub mod blackbox;
 pub mod carrier;
 pub mod circuit;
 pub mod code;
+pub mod congestion;
 pub mod cose;
 pub mod defaults;
 pub mod enrol;
