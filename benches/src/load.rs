@@ -3,6 +3,7 @@
 //! Blocking sockets and threads: they cost less than what is measured, and a runtime of ours would be a part of it.
 
 pub mod client;
+pub mod pulse;
 pub mod server;
 
 /// What client and server say to each other: the client's first byte says what a connection is for, and the server answers

@@ -1,14 +1,15 @@
 //! A path under test: where the load enters it, the processes that it is made of, and the load's far end behind it.
 
 pub mod baselines;
+mod openssh;
 pub(crate) mod ours;
 pub mod rathole;
 
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
@@ -59,8 +60,10 @@ pub struct Path {
     processes: Vec<(Role, Process)>,
     fleet: Option<Fleet>,
     near: Near,
+    relay: Option<rathole::Relay>,
     _far: Server,
-    _files: Option<TempDir>,
+    _hosts: Option<openssh::Hosts>,
+    files: Option<TempDir>,
 }
 
 /// How another near end is started.
@@ -70,8 +73,10 @@ enum Near {
     Nothing,
     /// This crate's binary with some words.
     Baseline(PathBuf, Vec<String>),
-    /// The CLI.
-    Ours,
+    /// The CLI, with its choice of carriers.
+    Ours(String),
+    /// `ssh` with a configuration, and what it leads to.
+    OpenSsh(PathBuf, SocketAddr),
 }
 
 impl Path {
@@ -85,8 +90,26 @@ impl Path {
             Column::Splice => baselines::splice(network, settings),
             Column::HopByHop => baselines::hop_by_hop(network, settings),
             Column::Rathole => rathole::open(network),
-            Column::Udp | Column::WebSocket => ours::open(column, network),
+            Column::OpenSsh => openssh::open(network, settings),
+            Column::Udp | Column::WebSocket => ours::open(column, ours::carrier(column), network),
         };
+        Self::proven(open, column)
+    }
+
+    /// Sets a path up whose programs, if they are ours, choose their carrier.
+    ///
+    /// # Errors
+    /// As [`Path::open`].
+    pub fn open_free(column: Column, network: &Network, settings: &Settings) -> Result<Self> {
+        match column {
+            Column::Udp | Column::WebSocket => {
+                Self::proven(ours::open(column, ours::ANY_CARRIER, network), column)
+            }
+            _ => Self::open(column, network, settings),
+        }
+    }
+
+    fn proven(open: Result<Self>, column: Column) -> Result<Self> {
         let path = open.with_context(|| format!("could not set up: {}", column.title()))?;
         crate::load::client::first_byte(&path.target)
             .with_context(|| format!("nothing comes back: {}", column.title()))?;
@@ -108,6 +131,27 @@ impl Path {
             .collect()
     }
 
+    /// Kills the relay and starts it again; when it was dead.
+    ///
+    /// # Errors
+    /// Fails where there is no relay that could be restarted.
+    pub fn restart_relay(&mut self) -> Result<Instant> {
+        if let Some(fleet) = &mut self.fleet {
+            fleet.server.kill();
+            let dead = Instant::now();
+            fleet.server.restart();
+            return Ok(dead);
+        }
+        let relay = self.processes.iter_mut().find(|(role, _)| *role == Role::Relay);
+        let (Some(again), Some((_, process)), Some(files)) = (&self.relay, relay, &self.files) else {
+            bail!("{} has no relay to restart", self.column.title());
+        };
+        process.kill();
+        let dead = Instant::now();
+        *process = again.start(files.path())?;
+        Ok(dead)
+    }
+
     /// Starts another near end; none where the path has none.
     ///
     /// # Errors
@@ -115,8 +159,13 @@ impl Path {
     pub fn another_near(&self) -> Result<Option<NearEnd>> {
         let mut command = match (&self.near, &self.fleet) {
             (Near::Baseline(program, words), _) => baselines::command(program, &self.target.place, words),
-            (Near::Ours, Some(fleet)) => ours::forward(&fleet.admin, self.column),
-            (Near::Nothing | Near::Ours, _) => return Ok(None),
+            (Near::Ours(carrier), Some(fleet)) => ours::forward(&fleet.admin, (ours::CARRIER, carrier)),
+            (Near::OpenSsh(config, far), _) => {
+                let entry = rathole::free_address(&self.target.place, Ipv4Addr::LOCALHOST.into())?;
+                let mut ssh = openssh::command(&self.target.place, config, entry, *far);
+                return NearEnd::spawn(&mut ssh, &self.target, entry).map(Some);
+            }
+            (Near::Nothing | Near::Ours(_), _) => return Ok(None),
         };
         NearEnd::start(&mut command, &self.target).map(Some)
     }
@@ -128,10 +177,23 @@ pub struct NearEnd {
     /// Where the load enters it.
     pub target: Target,
     child: Child,
-    _stdout: BufReader<std::process::ChildStdout>,
+    _stdout: Option<BufReader<std::process::ChildStdout>>,
 }
 
 impl NearEnd {
+    /// Starts one that does not say when it is there.
+    fn spawn(command: &mut Command, like: &Target, address: SocketAddr) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        Ok(Self {
+            target: Target {
+                address,
+                ..like.clone()
+            },
+            child: child.with_context(|| format!("could not start {command:?}"))?,
+            _stdout: None,
+        })
+    }
+
     fn start(command: &mut Command, like: &Target) -> Result<Self> {
         let child = command
             .stdin(Stdio::null())
@@ -149,7 +211,7 @@ impl NearEnd {
                         ..like.clone()
                     },
                     child,
-                    _stdout: stdout,
+                    _stdout: Some(stdout),
                 });
             }
         }

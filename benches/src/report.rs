@@ -26,17 +26,21 @@ pub enum Column {
     Splice,
     /// rathole with TLS between its relay and the device.
     Rathole,
+    /// OpenSSH's port forward through a middle host.
+    #[value(name = "openssh")]
+    OpenSsh,
 }
 
 impl Column {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Direct,
         Self::Udp,
         Self::WebSocket,
         Self::HopByHop,
         Self::Splice,
         Self::Rathole,
+        Self::OpenSsh,
     ];
 
     /// Returns the heading.
@@ -48,6 +52,7 @@ impl Column {
             Self::HopByHop => "hop-by-hop QUIC, TLS inside",
             Self::Splice => "TCP relay, no TLS",
             Self::Rathole => "rathole, TLS on one leg",
+            Self::OpenSsh => "OpenSSH through a middle host",
         }
     }
 
@@ -59,6 +64,7 @@ impl Column {
             Self::HopByHop => "hop-by-hop QUIC",
             Self::Splice => "TCP relay",
             Self::Rathole => "rathole",
+            Self::OpenSsh => "OpenSSH",
         }
     }
 }

@@ -4,8 +4,10 @@ pub mod bulk;
 pub mod day;
 pub mod echo;
 pub mod idle;
+pub mod loss;
 pub mod setup;
 pub mod ssh;
+pub mod stall;
 pub mod typing;
 
 /// Bytes of a GiB.

@@ -16,8 +16,10 @@ pub struct Settings {
     pub bulk: Duration,
     /// Round trips for each latency.
     pub echoes: usize,
-    /// Keystrokes beside a bulk transfer.
+    /// Keystrokes beside a bulk transfer, and without one.
     pub keystrokes: usize,
+    /// Faults of each kind that a session has to outlive.
+    pub faults: u32,
     /// Connections for the time to the first byte.
     pub connects: usize,
     /// Idle agents that are linked at once.
@@ -36,6 +38,7 @@ impl Settings {
             bulk: Duration::from_secs(3),
             echoes: 5000,
             keystrokes: 500,
+            faults: 100,
             connects: 200,
             agents: 100,
             idle: Duration::from_secs(300),
@@ -51,6 +54,7 @@ impl Settings {
             bulk: Duration::from_millis(300),
             echoes: 50,
             keystrokes: 20,
+            faults: 1,
             connects: 5,
             agents: 2,
             idle: Duration::from_secs(30),

@@ -9,7 +9,7 @@ use crate::machine::Origin;
 use crate::network::Network;
 use crate::path::{Path, rathole};
 use crate::report::{Column, Report};
-use crate::scenario::{bulk, day, echo, idle, setup, ssh, typing};
+use crate::scenario::{bulk, day, echo, idle, loss, setup, ssh, stall, typing};
 use crate::settings::Settings;
 
 /// A scenario, or all of them.
@@ -27,6 +27,10 @@ pub enum Name {
     Bulk,
     /// Keystrokes beside a transfer.
     Typing,
+    /// One stream over a radio that loses packets.
+    Loss,
+    /// How long a session stands still after a fault.
+    Stall,
     /// Memory and size of what is idle.
     Idle,
     /// Bytes of an idle device's day.
@@ -57,9 +61,10 @@ pub fn run(
             columns.retain(|column| *column != Column::Rathole);
         }
     }
-    let open = |network: &Network| {
+    let open = |network: &Network, but: &[Column]| {
         columns
             .iter()
+            .filter(|column| !but.contains(column))
             .map(|column| Path::open(*column, network, settings))
             .collect::<Result<Vec<_>>>()
     };
@@ -72,7 +77,7 @@ pub fn run(
         .any(wanted)
     {
         progress("setting the paths up on loopback");
-        let paths = open(&Network::loopback())?;
+        let paths = open(&Network::loopback(), &[Column::OpenSsh])?;
         if wanted(Name::Setup) {
             progress("time to the first byte");
             report.rows.extend(setup::run(settings, &paths)?);
@@ -93,12 +98,27 @@ pub fn run(
         }
     }
     if wanted(Name::Typing) && may_emulate("keystrokes at 10 Mbit/s", &mut report.notes) {
-        progress("keystrokes beside a transfer, 10 Mbit/s");
-        let (_lab, network) = Network::emulated("rate = \"10mbit\", queue = \"100ms\"");
-        let paths = open(&network)?;
-        report
-            .rows
-            .extend(typing::run(settings, typing::Setting::SlowLink, &paths)?);
+        let (lab, network) = Network::emulated("rate = \"10mbit\"");
+        let paths = open(&network, &[Column::OpenSsh, Column::HopByHop, Column::Splice])?;
+        for queue in [100, 500, 2000] {
+            progress(&format!(
+                "keystrokes beside a transfer, 10 Mbit/s, queue of {queue} ms"
+            ));
+            for link in ["mobile", "open"] {
+                lab.set(link, &format!("queue={queue}ms"));
+            }
+            let setting = typing::Setting::SlowLink(queue);
+            report.rows.extend(typing::run(settings, setting, &paths)?);
+        }
+    }
+    if wanted(Name::Loss) && may_emulate("a radio that loses packets", &mut report.notes) {
+        progress("one stream over a radio that loses packets");
+        let (_lab, network) = Network::emulated(loss::LINK);
+        let paths = open(&network, &[Column::HopByHop, Column::Splice, Column::Rathole])?;
+        report.rows.extend(loss::run(settings, &paths)?);
+    }
+    if wanted(Name::Stall) && may_emulate("stalls after faults", &mut report.notes) {
+        report.rows.extend(stall::run(settings, &columns, progress)?);
     }
     if wanted(Name::Idle) {
         progress("idle devices");

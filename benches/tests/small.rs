@@ -100,6 +100,7 @@ fn keystrokes_are_timed_beside_transfers() {
     expect_figures(
         &report,
         &[
+            "keystroke (loopback)",
             "keystroke beside a bulk transfer up",
             "keystroke beside a bulk transfer down",
         ],
@@ -116,6 +117,40 @@ fn ssh_is_timed_where_networks_can_be_emulated() {
             &["`ssh`"],
             &[Column::Direct, Column::Udp, Column::WebSocket],
         );
+    }
+}
+
+#[test]
+fn a_stream_is_measured_over_a_radio_that_loses_packets() {
+    let columns = [Column::Direct, Column::Udp, Column::OpenSsh];
+    let report = run(Name::Loss, &columns);
+    if report.notes.is_empty() {
+        expect_figures(&report, &["one stream down", "one stream up"], &columns);
+    }
+}
+
+#[test]
+fn sessions_outlive_faults() {
+    let report = run(Name::Stall, &[Column::Udp, Column::OpenSsh]);
+    if report.notes.is_empty() {
+        let ours = [Column::Udp];
+        expect_figures(
+            &report,
+            &["stall after an address change of the operator"],
+            &[Column::Udp, Column::OpenSsh],
+        );
+        expect_figures(
+            &report,
+            &[
+                "stall after an address change of the device",
+                "stall after a restart",
+                "stall after a ban",
+            ],
+            &ours,
+        );
+        for row in report.rows.iter().filter(|row| row.unit == "%") {
+            assert_eq!(row.cells[&Column::Udp].median(), 0.0, "{}", report.markdown());
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Target {
 
 impl Target {
     /// Opens a connection and waits until the far end has answered.
-    fn open(&self, asked: u8) -> io::Result<TcpStream> {
+    pub(super) fn open(&self, asked: u8) -> io::Result<TcpStream> {
         let mut stream = self
             .place
             .on(|| TcpStream::connect_timeout(&self.address, PATIENCE))?;

@@ -32,8 +32,10 @@ pub(super) fn direct(network: &Network) -> Result<Path> {
         processes: Vec::new(),
         fleet: None,
         near: Near::Nothing,
+        relay: None,
         _far: far,
-        _files: None,
+        _hosts: None,
+        files: None,
     })
 }
 
@@ -90,8 +92,10 @@ pub(super) fn splice(network: &Network, settings: &Settings) -> Result<Path> {
         processes: vec![(Role::Near, near_end), (Role::Far, far_end), (Role::Relay, relay)],
         fleet: None,
         near: Near::Baseline(settings.program.clone(), near_words),
+        relay: None,
         _far: far,
-        _files: Some(files),
+        _hosts: None,
+        files: Some(files),
     })
 }
 
@@ -121,8 +125,10 @@ pub(super) fn hop_by_hop(network: &Network, settings: &Settings) -> Result<Path>
         processes: vec![(Role::Near, near_end), (Role::Far, far_end), (Role::Relay, relay)],
         fleet: None,
         near: Near::Baseline(settings.program.clone(), near_words),
+        relay: None,
         _far: far,
-        _files: Some(files),
+        _hosts: None,
+        files: Some(files),
     })
 }
 

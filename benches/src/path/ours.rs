@@ -17,11 +17,17 @@ const SERVICE: &str = "bench-echo";
 
 const DEVICE: &str = "bench-device";
 
+/// The variable that keeps a program to one carrier.
+pub(crate) const CARRIER: &str = "TUNNEL_CARRIER";
+
+/// Lets the programs choose.
+pub(super) const ANY_CARRIER: (&str, &str) = (CARRIER, "auto");
+
 /// Names the variable that keeps a program to one carrier, and the value for a column.
-pub(crate) fn carrier(column: Column) -> (&'static str, &'static str) {
+pub(crate) const fn carrier(column: Column) -> (&'static str, &'static str) {
     (
-        "TUNNEL_CARRIER",
-        if column == Column::WebSocket {
+        CARRIER,
+        if matches!(column, Column::WebSocket) {
             "websocket"
         } else {
             "udp"
@@ -29,7 +35,7 @@ pub(crate) fn carrier(column: Column) -> (&'static str, &'static str) {
     )
 }
 
-pub(super) fn open(column: Column, network: &Network) -> Result<Path> {
+pub(super) fn open(column: Column, carrier: (&str, &str), network: &Network) -> Result<Path> {
     let far = Server::start(&network.far)?;
     let fleet = Fleet::start(network.plan());
     let device = fleet.enrol(
@@ -37,14 +43,14 @@ pub(super) fn open(column: Column, network: &Network) -> Result<Path> {
             .device(DEVICE)
             .service(SERVICE, &format!("tcp:{}", far.address())),
     );
-    let (name, value) = carrier(column);
+    let (name, value) = carrier;
     let mut run = network.far.command(programs::path("tunnel-agent"));
     run.arg("run")
         .env("TUNNEL_AGENT_CONFIG", device.config())
         .env(name, value);
     let agent = Process::start("tunnel-agent", &mut run, fleet.directory());
     fleet.admin.wait_for_link(DEVICE);
-    let mut near = Process::start("tunnel", &mut forward(&fleet.admin, column), fleet.directory());
+    let mut near = Process::start("tunnel", &mut forward(&fleet.admin, carrier), fleet.directory());
     let address = listening(&mut near)?;
     Ok(Path {
         column,
@@ -55,14 +61,15 @@ pub(super) fn open(column: Column, network: &Network) -> Result<Path> {
         },
         processes: vec![(Role::Near, near), (Role::Far, agent)],
         fleet: Some(fleet),
-        near: Near::Ours,
+        near: Near::Ours(carrier.1.to_owned()),
+        relay: None,
         _far: far,
-        _files: None,
+        _hosts: None,
+        files: None,
     })
 }
 
-pub(super) fn forward(operator: &Operator, column: Column) -> std::process::Command {
-    let (name, value) = carrier(column);
+pub(super) fn forward(operator: &Operator, (name, value): (&str, &str)) -> std::process::Command {
     let mut command = operator.cli(&["--json", "forward", DEVICE, &format!("127.0.0.1:0:{SERVICE}")]);
     command.env(name, value);
     command

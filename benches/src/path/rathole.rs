@@ -85,6 +85,12 @@ pub(super) fn open(network: &Network) -> Result<Path> {
     let entry = free_address(&network.relay, network.relay_ip)?;
     let relay = files.server(&program, &network.relay, address, &[entry])?;
     let client = files.client(&program, &network.far, address, 0, far.address())?;
+    let again = Relay {
+        program,
+        place: network.relay.clone(),
+        address,
+        entry,
+    };
     Ok(Path {
         column: Column::Rathole,
         target: Target {
@@ -95,9 +101,27 @@ pub(super) fn open(network: &Network) -> Result<Path> {
         processes: vec![(Role::Far, client), (Role::Relay, relay)],
         fleet: None,
         near: Near::Nothing,
+        relay: Some(again),
         _far: far,
-        _files: Some(files.directory),
+        _hosts: None,
+        files: Some(files.directory),
     })
+}
+
+/// How its relay is started again.
+#[derive(Debug)]
+pub(super) struct Relay {
+    program: PathBuf,
+    place: Place,
+    address: SocketAddr,
+    entry: SocketAddr,
+}
+
+impl Relay {
+    /// Starts it in place of one that has ended.
+    pub(super) fn start(&self, files: &File) -> Result<Process> {
+        run_server(files, &self.program, &self.place, self.address, &[self.entry])
+    }
 }
 
 /// A relay with idle clients, each with a service of its own; for its memory.
@@ -193,18 +217,7 @@ impl Files {
         listen: SocketAddr,
         entries: &[SocketAddr],
     ) -> Result<Process> {
-        let identity = self.directory.path().join("identity.pfx");
-        let mut text = format!(
-            "[server]\nbind_addr = \"{listen}\"\ndefault_token = \"bench\"\n[server.transport]\ntype = \"tls\"\n\
-             [server.transport.tls]\npkcs12 = \"{}\"\npkcs12_password = \"{PASSWORD}\"\n",
-            identity.display()
-        );
-        for (at, entry) in entries.iter().enumerate() {
-            let _ = writeln!(text, "[server.services.s{at}]\nbind_addr = \"{entry}\"");
-        }
-        let mut process = self.run(program, place, "--server", "server.toml", &text)?;
-        process.wait_to_say("Listening", PATIENCE);
-        Ok(process)
+        run_server(self.directory.path(), program, place, listen, entries)
     }
 
     fn client(
@@ -222,25 +235,53 @@ impl Files {
              [client.services.s{at}]\nlocal_addr = \"{target}\"\n",
             root.display()
         );
-        let mut process = self.run(program, place, "--client", &format!("client-{at}.toml"), &text)?;
+        let mut process = run(
+            self.directory.path(),
+            program,
+            place,
+            "--client",
+            &format!("client-{at}.toml"),
+            &text,
+        )?;
         process.wait_to_say(LINKED, PATIENCE);
         Ok(process)
     }
+}
 
-    fn run(&self, program: &File, place: &Place, role: &str, name: &str, text: &str) -> Result<Process> {
-        let file = self.directory.path().join(name);
-        fs::write(&file, text)?;
-        let mut command = place.command(program);
-        command
-            .arg(role)
-            .arg(&file)
-            .env("RUST_LOG", "info")
-            .env("NO_COLOR", "1");
-        Ok(Process::start("rathole", &mut command, self.directory.path()))
+fn run_server(
+    files: &File,
+    program: &File,
+    place: &Place,
+    listen: SocketAddr,
+    entries: &[SocketAddr],
+) -> Result<Process> {
+    let identity = files.join("identity.pfx");
+    let mut text = format!(
+        "[server]\nbind_addr = \"{listen}\"\ndefault_token = \"bench\"\n[server.transport]\ntype = \"tls\"\n\
+         [server.transport.tls]\npkcs12 = \"{}\"\npkcs12_password = \"{PASSWORD}\"\n",
+        identity.display()
+    );
+    for (at, entry) in entries.iter().enumerate() {
+        let _ = writeln!(text, "[server.services.s{at}]\nbind_addr = \"{entry}\"");
     }
+    let mut process = run(files, program, place, "--server", "server.toml", &text)?;
+    process.wait_to_say("Listening", PATIENCE);
+    Ok(process)
+}
+
+fn run(files: &File, program: &File, place: &Place, role: &str, name: &str, text: &str) -> Result<Process> {
+    let file = files.join(name);
+    fs::write(&file, text)?;
+    let mut command = place.command(program);
+    command
+        .arg(role)
+        .arg(&file)
+        .env("RUST_LOG", "info")
+        .env("NO_COLOR", "1");
+    Ok(Process::start("rathole", &mut command, files))
 }
 
 /// Finds an address whose port is free; rathole cannot choose one by itself.
-fn free_address(place: &Place, ip: IpAddr) -> Result<SocketAddr> {
+pub(super) fn free_address(place: &Place, ip: IpAddr) -> Result<SocketAddr> {
     Ok(place.on(|| TcpListener::bind((ip, 0)))?.local_addr()?)
 }
