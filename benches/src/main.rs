@@ -32,6 +32,9 @@ struct Args {
     /// Listens to an idle device for an hour.
     #[arg(long)]
     hour: bool,
+    /// How many faults of each kind a session has to outlive.
+    #[arg(long)]
+    faults: Option<u32>,
     /// What is compared; all of it without.
     #[arg(long, value_enum, value_delimiter = ',')]
     columns: Vec<Column>,
@@ -92,6 +95,7 @@ fn settings(args: &Args) -> Result<Settings> {
         Settings::full(program)
     };
     settings.runs = args.runs.unwrap_or(settings.runs).max(1);
+    settings.faults = args.faults.unwrap_or(settings.faults).max(1);
     settings.agents = args.agents.unwrap_or(settings.agents).max(1);
     if args.hour {
         settings.idle = Duration::from_secs(3600);
