@@ -184,3 +184,132 @@ fn a_code_works_once_and_only_for_its_id() {
     assert_eq!(again.code, DENIED, "{}", again.said());
     assert!(!fleet.directory().join("second/chain.pem").exists());
 }
+
+fn put(fleet: &Fleet, name: &str, text: &str) -> String {
+    let path = fleet.directory().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// A candidate is weighed against what happened, compared, put into force after the version that it was made from, and
+/// taken back (THREATS POL-12).
+#[test]
+fn a_policy_goes_from_a_candidate_into_force_and_back() {
+    let fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let _agent = fleet.link(fleet.device("pump-17").like_sshd(&echo.target()));
+    let technician = fleet.technician("ana");
+    let admin = &fleet.admin;
+    admin.tunnel(&["group", "add", "pumps", "device/pump-17"]).ok();
+    for _ in 0..2 {
+        let answer = technician.tunnel_with(&["connect", "pump-17", "ssh"], b"hello");
+        assert_eq!(answer.ok(), "hello");
+    }
+    technician.refusal(&["connect", "pump-17", "web"]);
+
+    let shown = admin.tunnel(&["policy", "show"]).ok();
+    let before = admin.json(&["policy", "list"])[0]["revision"].as_u64().unwrap();
+    let candidate = put(
+        &fleet,
+        "candidate.cedar",
+        &shown.replace("== \"ssh\"", "== \"web\""),
+    );
+    let found = admin.json(&["policy", "replay", &candidate]);
+    let line = |what: &str| {
+        let line = &found[what][0];
+        let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
+        format!(
+            "{} {} {} {}",
+            text("operator"),
+            text("devices"),
+            text("service"),
+            line["count"]
+        )
+    };
+    assert_eq!(line("lost"), "ana pumps ssh 2", "{found}");
+    assert_eq!(line("gained"), "ana pumps web 1", "{found}");
+    assert_eq!(
+        (&found["decisions"], &found["unknown"]),
+        (&3.into(), &0.into()),
+        "{found}"
+    );
+    let said = admin.tunnel(&["policy", "replay", &candidate]).ok();
+    assert!(said.contains("loses") && said.contains("allow -> deny"), "{said}");
+
+    let diff = admin.json(&["policy", "diff", &candidate]);
+    let changed: Vec<_> = diff["changed"].as_object().unwrap().keys().collect();
+    assert_eq!(changed, ["technicians-ssh"], "{diff}");
+    let version = before.to_string();
+    admin
+        .tunnel(&["policy", "apply", &candidate, "--if-version", &version])
+        .ok();
+    let stale = admin.refusal(&["policy", "apply", &candidate, "--if-version", &version]);
+    assert_eq!(
+        (stale.exit, stale.code.as_str()),
+        (1, "E_POLICY_STALE"),
+        "{}",
+        stale.text
+    );
+    assert_eq!(
+        technician.refusal(&["connect", "pump-17", "ssh"]).code,
+        "E_POLICY_DENY"
+    );
+    admin.tunnel(&["policy", "rollback"]).ok();
+    assert_eq!(admin.tunnel(&["policy", "show"]).ok(), shown);
+    assert_eq!(admin.tunnel(&["policy", "show", &version]).ok(), shown);
+    assert_eq!(admin.json(&["policy", "list"])[0]["revision"], before + 2);
+    let answer = technician.tunnel_with(&["connect", "pump-17", "ssh"], b"hello");
+    assert_eq!(answer.ok(), "hello");
+}
+
+/// THREATS POL-01, POL-08: with a real agent that states facts, and limits that both ends keep.
+#[test]
+fn facts_limits_and_reasons_are_told_to_whom_they_concern() {
+    let fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let device = fleet.device("pump-17").like_sshd(&echo.target());
+    let _agent = fleet.link(device.setting("facts = { site = \"north\" }"));
+    let (technician, admin) = (fleet.technician("ana"), &fleet.admin);
+    let shown = admin.tunnel(&["policy", "show"]).ok();
+    let rules = shown.replace(
+        "when { resource.name == \"ssh\" }",
+        "when { resource.name == \"ssh\" && context has reason && resource.device.asserted.hasTag(\"site\") && \
+         resource.device.asserted.getTag(\"site\").value == \"north\" }",
+    );
+    let rules = rules.replace(
+        "@id(\"technicians-ssh\")",
+        "@id(\"technicians-ssh\") @max_bytes(\"64KiB\") @max_lifetime(\"5m\")",
+    );
+    let file = put(&fleet, "facts.cedar", &rules);
+    admin.tunnel(&["policy", "apply", &file]).ok();
+
+    // The claim alone opens nothing.
+    let facts = tunnel_e2e::until("the claim of the device", tunnel_e2e::wait::SOON, || {
+        let facts = admin.json(&["facts", "list", "pump-17"]);
+        (facts["reported"]["site"] == "north").then_some(facts)
+    });
+    assert!(facts["asserted"].as_object().unwrap().is_empty(), "{facts}");
+    let connect = ["connect", "pump-17", "ssh", "--reason", "INC-7"];
+    assert_eq!(technician.refusal(&connect).code, "E_POLICY_DENY");
+    admin.tunnel(&["facts", "set", "pump-17", "site=north"]).ok();
+    assert_eq!(technician.tunnel_with(&connect, b"hello").ok(), "hello");
+
+    let why = technician.json(&["why", "pump-17", "ssh"]);
+    assert_eq!(
+        (&why["outcome"], &why["missing"][0]),
+        (&"deny".into(), &"a reason".into()),
+        "{why}"
+    );
+    let told = admin
+        .tunnel(&["why", "pump-17", "ssh", "--operator", "ana", "--reason", "INC-7"])
+        .ok();
+    for part in ["allowed", "technicians-ssh", "lifetime 5m", "is north", "permit"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+
+    // The relay counts, and ends what is more than policy allows.
+    let large = vec![b'x'; 1 << 20];
+    let output = technician.tunnel_with(&connect, &large);
+    assert_eq!(output.code, DENIED, "{}", output.said());
+    assert!(output.stderr.contains("E_BYTE_LIMIT"), "{}", output.stderr);
+}

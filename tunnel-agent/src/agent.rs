@@ -33,6 +33,7 @@ use tunnel_proto::cose::VerifyingKey;
 use tunnel_proto::grant::{Grant, LinkNonce};
 use tunnel_proto::handover::Message;
 use tunnel_proto::message::{Attached, FromAgent, FromServer, Report, TunnelEnded};
+use tunnel_proto::names::{FactName, FactValue};
 use tunnel_proto::{TunnelId, UnixTime};
 
 use crate::acceptance::{Acceptance, ServerTime};
@@ -411,6 +412,7 @@ impl Agent {
             ssh_host_keys,
             access: settings.access,
             platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+            facts: texts(&self.options.config.facts),
         }
     }
 
@@ -432,6 +434,12 @@ impl Agent {
             credentials: self.credentials.clone(),
         }
     }
+}
+
+/// Returns facts as they travel.
+fn texts(facts: &BTreeMap<FactName, FactValue>) -> BTreeMap<String, String> {
+    let text = |(name, value): (&FactName, &FactValue)| (name.to_string(), value.to_string());
+    facts.iter().map(text).collect()
 }
 
 /// Waits for room in the outbox of the link; forever when there is none.

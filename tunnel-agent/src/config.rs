@@ -12,6 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use tunnel_net::{ProxyChoice, ServerAddr, files};
+use tunnel_proto::names::{FactName, FactValue};
 
 use crate::defaults;
 use crate::failure::Failure;
@@ -26,6 +27,8 @@ pub struct Config {
     pub access: bool,
     /// What may be used, and by whom.
     pub policy: LocalPolicy,
+    /// What the device says of itself, for policies that ask for it.
+    pub facts: BTreeMap<FactName, FactValue>,
     /// Public key files of the device's SSH server; the usual ones if `None`.
     pub host_key_files: Option<Vec<PathBuf>>,
     /// How the proxy on the way to the server is found.
@@ -128,6 +131,7 @@ impl Config {
                 max_sessions: defaults::MAX_SESSIONS,
                 max_tunnels: defaults::MAX_TUNNELS,
             },
+            facts: BTreeMap::new(),
             host_key_files: None,
             proxy: ProxyChoice::default(),
             proxy_file: None,
@@ -215,6 +219,11 @@ allow_operators = ["ana", "bob@example.com"]
 [access]
 enabled = false
 
+[facts]
+site = "north"
+floor = 7
+"disk.encrypted" = true
+
 [services.ssh]
 target = "tcp:127.0.0.1:22"
 
@@ -242,7 +251,13 @@ host_key_files = ["/etc/ssh/ssh_host_ed25519_key.pub"]
             (5, "unix:/run/web.sock")
         );
         assert_eq!(config.host_key_files.unwrap().len(), 1);
-        assert_eq!(config.origins["services.web.max_sessions"], Origin::Line(15));
+        assert_eq!(config.origins["services.web.max_sessions"], Origin::Line(20));
+        let facts: Vec<_> = config
+            .facts
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(facts, ["disk.encrypted=true", "floor=7", "site=north"]);
         assert!(!config.origins.contains_key("services.ssh.max_sessions"));
     }
 
@@ -288,6 +303,16 @@ host_key_files = [7]
             "{}",
             errors[8]
         );
+    }
+
+    #[test]
+    fn what_can_be_no_fact_is_refused() {
+        let text = "[facts]\nSite = \"x\"\nsite = 1.5\nfloor = [7]\nroof = \"\\n\"\nwall = \"brick\"";
+        let errors = Config::parse(text).unwrap_err().0;
+        let lines: Vec<usize> = errors.iter().map(|error| error.line).collect();
+        assert_eq!(lines, [2, 3, 4, 5], "{errors:#?}");
+        let many: String = (0..33).map(|i| format!("f{i} = {i}\n")).collect();
+        assert!(Config::parse(&format!("[facts]\n{many}")).is_err());
     }
 
     #[test]

@@ -92,6 +92,7 @@ mod tests {
                 Limits {
                     sessions: 2,
                     bytes: None,
+                    bytes_per_sec: None,
                     idle_secs: 900,
                 },
             ),

@@ -34,6 +34,7 @@ pub(crate) fn grant() -> Grant {
         limits: Limits {
             sessions: 4,
             bytes: None,
+            bytes_per_sec: None,
             idle_secs: 900,
         },
     }

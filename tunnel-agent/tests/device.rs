@@ -335,6 +335,7 @@ async fn the_grants_limits_hold() {
     let limits = Limits {
         sessions: 1,
         bytes: None,
+        bytes_per_sec: None,
         idle_secs: 1,
     };
     let grant = Grant {

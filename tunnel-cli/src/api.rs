@@ -10,8 +10,10 @@ use serde::de::DeserializeOwned;
 use tunnel_net::ServerAddr;
 use tunnel_net::tls;
 use tunnel_proto::api::*;
+use tunnel_proto::names::GroupName;
 use tunnel_proto::{Code, DeviceId, Refusal, TunnelId};
 
+use crate::commands::members::Member;
 use crate::home::Login;
 use crate::http::{ANSWER, Connection, HttpError, LIST, ONE};
 
@@ -294,6 +296,79 @@ impl Api {
     /// Tells why not.
     pub async fn policy_apply(&mut self, request: &PolicyText) -> Result<PolicyState, HttpError> {
         self.send(Method::PUT, "/v1/policy", Some(request), LIST).await
+    }
+
+    /// Lists the policies that are or were in force.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn policy_revisions(&mut self) -> Result<Vec<PolicyRevision>, HttpError> {
+        self.get("/v1/policy/revisions", LIST).await
+    }
+
+    /// Shows a policy that is or was in force.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn policy_revision(&mut self, revision: u64) -> Result<PolicyRevision, HttpError> {
+        self.get(&format!("/v1/policy/revisions/{revision}"), LIST).await
+    }
+
+    /// Lists the groups with their members.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn groups(&mut self) -> Result<Vec<GroupMember>, HttpError> {
+        self.get("/v1/groups", LIST).await
+    }
+
+    /// Puts a member into a group, or takes it out.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn change_group(
+        &mut self,
+        group: &GroupName,
+        member: &Member,
+        add: bool,
+    ) -> Result<Changed, HttpError> {
+        let method = if add { Method::PUT } else { Method::DELETE };
+        self.send(method, &format!("/v1/groups/{group}/{member}"), None::<&()>, ONE)
+            .await
+    }
+
+    /// Shows the facts about a device.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn facts(&mut self, device: &DeviceId) -> Result<DeviceFacts, HttpError> {
+        self.get(&format!("/v1/devices/{device}/facts"), ONE).await
+    }
+
+    /// Sets and removes facts about a device.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn change_facts(
+        &mut self,
+        device: &DeviceId,
+        request: &ChangeFacts,
+    ) -> Result<Changed, HttpError> {
+        self.send(
+            Method::PATCH,
+            &format!("/v1/devices/{device}/facts"),
+            Some(request),
+            ONE,
+        )
+        .await
+    }
+
+    /// Asks why a service may be used, or not.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn why(&mut self, request: &AskWhy) -> Result<Why, HttpError> {
+        self.send(Method::POST, "/v1/why", Some(request), LIST).await
     }
 
     /// Reads a page of the audit chain.

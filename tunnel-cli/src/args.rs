@@ -85,9 +85,17 @@ pub enum Command {
     Rotate(Rotate),
     /// Cut tunnels of anybody: one, or all of a device, an operator or a group
     Cut(Cut),
-    /// Show, check or replace the policy
+    /// Show, check, test or replace the policy
     #[command(subcommand)]
     Policy(Policy),
+    /// Explain why a service may be used, or not
+    Why(Why),
+    /// Set, remove or list facts about a device
+    #[command(subcommand)]
+    Facts(Facts),
+    /// Put devices and operators into groups, or take them out
+    #[command(subcommand)]
+    Group(Group),
     /// Read or verify the audit trail
     Audit(Audit),
     /// Make a one-time code for a device or an operator
@@ -270,12 +278,76 @@ pub struct Cut {
 /// `tunnel policy`.
 #[derive(Debug, Subcommand)]
 pub enum Policy {
-    /// Print the policy in force
-    Show,
+    /// Print the policy in force, or one of before
+    Show(PolicyShow),
+    /// List the policies that are or were in force
+    List,
     /// Check a policy without effect
     Check(PolicyFile),
+    /// Show in which policies a file differs from what is in force
+    Diff(PolicyDiff),
     /// Check a policy and put it in force
-    Apply(PolicyFile),
+    Apply(PolicyApply),
+    /// Put a policy of before in force again
+    Rollback(PolicyRollback),
+    /// Run the cases of a file against a policy, without a server
+    Test(PolicyTest),
+    /// Weigh a policy against the decisions of the past, and list who would lose or gain what
+    Replay(PolicyReplay),
+}
+
+/// `tunnel policy show`.
+#[derive(Debug, Args)]
+pub struct PolicyShow {
+    /// Its version; the one in force if absent
+    pub version: Option<u64>,
+}
+
+/// `tunnel policy diff`.
+#[derive(Debug, Args)]
+pub struct PolicyDiff {
+    /// The policies, in Cedar; `-` is standard input
+    pub file: PathBuf,
+    /// Compare with this version instead
+    #[arg(long, value_name = "VERSION")]
+    pub from: Option<u64>,
+}
+
+/// `tunnel policy apply`.
+#[derive(Debug, Args)]
+pub struct PolicyApply {
+    /// The policies, in Cedar; `-` is standard input
+    pub file: PathBuf,
+    /// Only if this version is in force: the one that the file was made from
+    #[arg(long, value_name = "VERSION")]
+    pub if_version: Option<u64>,
+}
+
+/// `tunnel policy rollback`.
+#[derive(Debug, Args)]
+pub struct PolicyRollback {
+    /// The version to go back to; the one before if absent
+    pub version: Option<u64>,
+}
+
+/// `tunnel policy test`.
+#[derive(Debug, Args)]
+pub struct PolicyTest {
+    /// The cases, in TOML; see `docs/policies.md`
+    pub file: PathBuf,
+    /// The policy to test, instead of the one that the file names
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+}
+
+/// `tunnel policy replay`.
+#[derive(Debug, Args)]
+pub struct PolicyReplay {
+    /// The policies to weigh, in Cedar; `-` is standard input
+    pub file: PathBuf,
+    /// How far to go back
+    #[arg(long, default_value = "30d", value_name = "TIME")]
+    pub since: Span,
 }
 
 /// A policy to read.
@@ -283,6 +355,77 @@ pub enum Policy {
 pub struct PolicyFile {
     /// The policies, in Cedar; `-` is standard input
     pub file: PathBuf,
+}
+
+/// `tunnel why`.
+#[derive(Debug, Args)]
+pub struct Why {
+    /// The device
+    pub device: String,
+    /// The service
+    pub service: ServiceName,
+    /// Ask for another operator; for who may read policies or the audit trail
+    #[arg(long, value_name = "NAME")]
+    pub operator: Option<OperatorName>,
+    /// Where that operator comes from [default: this address]
+    #[arg(long, value_name = "IP", requires = "operator")]
+    pub source: Option<std::net::IpAddr>,
+    /// As if the tunnel was asked for with this reason
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// As if the tunnel was asked for with this lifetime
+    #[arg(long, value_name = "TIME")]
+    pub ttl: Option<Span>,
+}
+
+/// `tunnel facts`.
+#[derive(Debug, Subcommand)]
+pub enum Facts {
+    /// Set facts that policies can ask for
+    Set {
+        /// The device
+        device: String,
+        /// Facts with their values, as `site=north`
+        #[arg(required = true, value_name = "NAME=VALUE")]
+        facts: Vec<String>,
+    },
+    /// Remove facts that were set
+    Unset {
+        /// The device
+        device: String,
+        /// The names of the facts
+        #[arg(required = true, value_name = "NAME")]
+        facts: Vec<String>,
+    },
+    /// List what was set, and apart from it what the device says of itself
+    List {
+        /// The device
+        device: String,
+    },
+}
+
+/// `tunnel group`.
+#[derive(Debug, Subcommand)]
+pub enum Group {
+    /// Put members into a group
+    Add(GroupMembers),
+    /// Take members out of a group
+    Remove(GroupMembers),
+    /// List groups with their members
+    List {
+        /// Only this group
+        group: Option<GroupName>,
+    },
+}
+
+/// A group and its members.
+#[derive(Debug, Args)]
+pub struct GroupMembers {
+    /// The group
+    pub group: GroupName,
+    /// `device/ID` or `operator/NAME`
+    #[arg(required = true, value_name = "MEMBER")]
+    pub members: Vec<String>,
 }
 
 /// `tunnel audit`.

@@ -6,12 +6,14 @@ pub mod cut;
 pub mod devices;
 pub mod doctor;
 pub mod login;
+pub mod members;
 pub mod outages;
 pub mod policy;
 pub mod ssh;
 pub mod status;
 pub mod suspension;
 pub mod tunnels;
+pub mod why;
 
 use jiff::Timestamp;
 

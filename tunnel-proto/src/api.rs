@@ -1,5 +1,7 @@
 //! JSON bodies of the HTTP API. Requests refuse fields that they do not know; answers may gain fields.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
@@ -199,6 +201,30 @@ pub struct OpenedTunnel {
     pub expires_at: u64,
     /// The policies that decided.
     pub policies: Vec<String>,
+    /// What policy lets it use.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What a tunnel may use at most, as policy says; a limit that is absent is the server's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Limits {
+    /// How long it may live, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_secs: Option<u64>,
+    /// Sessions at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<u32>,
+    /// Tunnels that its operator may have to its device at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnels: Option<u32>,
+    /// Bytes both ways together, as the relay counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Bytes in a second both ways together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_sec: Option<u64>,
 }
 
 /// `POST /v1/tunnels/{id}/attach`: redeems the source token.
@@ -252,6 +278,9 @@ pub struct Tunnel {
     pub policy_revision: u64,
     /// The policies that decided.
     pub policies: Vec<String>,
+    /// What policy lets it use.
+    #[serde(default)]
+    pub limits: Limits,
     /// Datagrams and bytes that the relay forwarded, while it is open.
     pub traffic: Option<Traffic>,
 }
@@ -477,6 +506,153 @@ pub struct SuspendedMember {
 pub struct PolicyText {
     /// The policies.
     pub text: String,
+    /// For `PUT`: the revision that must be in force, so that nobody's change is lost. Any if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+}
+
+/// A policy that is or was in force, as `GET /v1/policy/revisions` lists it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PolicyRevision {
+    /// The revision.
+    pub revision: u64,
+    /// When it came into force, in seconds since 1970.
+    pub at: u64,
+    /// Who put it into force.
+    pub by: String,
+    /// How long its text is, in bytes.
+    pub bytes: u64,
+    /// The text, for one revision that is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// `POST /v1/why`: asks why a service may be used, or not. Nothing is opened.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AskWhy {
+    /// The device.
+    pub device: String,
+    /// The service.
+    pub service: String,
+    /// The operator; the caller if absent. Another one is for who may read policies or the audit chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<String>,
+    /// The address that another operator comes from; the caller's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The reason that the tunnel would be asked for with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Its lifetime in seconds; the server's default if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_secs: Option<u64>,
+}
+
+/// Answer to [`AskWhy`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Why {
+    /// Whom it is about.
+    pub operator: String,
+    /// The device.
+    pub device: String,
+    /// The service.
+    pub service: String,
+    /// `allow`, `deny`, or `approval` if others have to agree first.
+    pub outcome: String,
+    /// The policy revision that was asked.
+    pub policy_revision: u64,
+    /// The policies that decided; of a denial only for who may read policies or the audit chain.
+    pub policies: Vec<String>,
+    /// The limits, if it is allowed.
+    pub limits: Limits,
+    /// What the operator could add so that it would be allowed, all of it together; empty if that is not known.
+    pub missing: Vec<String>,
+    /// The operator's groups.
+    pub groups: Vec<String>,
+    /// The policies that decided, for who may read them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<WhyRule>,
+    /// Of a denial without one: the policies that would permit it under other conditions, for who may read them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub near: Vec<WhyRule>,
+    /// The facts that those policies speak of, for who may read them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub facts: BTreeMap<String, String>,
+}
+
+/// A policy, as [`Why`] shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WhyRule {
+    /// Its name.
+    pub name: String,
+    /// Whether it permits; it forbids otherwise.
+    pub permits: bool,
+    /// Its text, in Cedar.
+    pub text: String,
+}
+
+/// `PATCH /v1/devices/{id}/facts`: sets and removes facts about a device.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ChangeFacts {
+    /// The facts to set, with their values.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
+    /// The facts to remove.
+    #[serde(default)]
+    pub unset: Vec<String>,
+}
+
+/// What is known of a device and what it says of itself, apart.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeviceFacts {
+    /// The facts that somebody has set.
+    pub asserted: BTreeMap<String, AssertedFact>,
+    /// The facts that the device claims.
+    pub reported: BTreeMap<String, String>,
+    /// When it claimed them last, in seconds since 1970.
+    pub reported_at: Option<u64>,
+    /// The groups that the device is in by what it claims.
+    pub reported_groups: Vec<String>,
+}
+
+/// A fact that somebody has set.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AssertedFact {
+    /// The value.
+    pub value: String,
+    /// When it was set, in seconds since 1970.
+    pub at: u64,
+    /// Who set it.
+    pub by: String,
+}
+
+/// A member of a group: `device/pump-17` or `operator/ana`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GroupMember {
+    /// The group.
+    pub group: String,
+    /// The member.
+    pub member: String,
+}
+
+/// Answer to what changes facts and groups.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Changed {
+    /// Whether anything was different before.
+    pub changed: bool,
+    /// How many live tunnels were cut by it.
+    pub tunnels_cut: u64,
 }
 
 /// Answer of `POST /v1/policy/check`, `PUT /v1/policy` and `GET /v1/policy`.

@@ -107,6 +107,10 @@ codes! {
     TunnelClosed = 25, "E_TUNNEL_CLOSED", "the tunnel was closed", "open a new one", Failed;
     /// The tunnel used up the bytes that it may carry.
     ByteLimit = 26, "E_BYTE_LIMIT", "the tunnel used up the bytes that policy allows it", "open a new one, or ask for a higher limit", Denied;
+    /// Another policy came into force than the one that was edited or decided by.
+    PolicyStale = 27, "E_POLICY_STALE", "another policy came into force meanwhile", "look at it with `tunnel policy diff`, and try again", Failed;
+    /// Policy permits it only if others agree.
+    ApprovalRequired = 28, "E_APPROVAL_REQUIRED", "policy permits this only if somebody approves it", "ask for an approval", Denied;
 
     /// The agent is not linked.
     DeviceOffline = 30, "E_DEVICE_OFFLINE", "the device is not linked to the server", "`tunnel devices` shows when it was last there", Unreachable;

@@ -20,6 +20,9 @@ pub const TUNNEL_IDLE: Duration = Duration::from_secs(15 * 60);
 /// Sessions at once in one tunnel: a browser's and an Ansible run's worth. Each costs the device a socket.
 pub const SESSIONS_PER_TUNNEL: u32 = 512;
 
+/// Facts of each kind that a device may have: more than rules ask for, and less than what makes a record large.
+pub const MAX_FACTS: usize = 32;
+
 /// Life of a device's certificate, renewed after two thirds.
 pub const DEVICE_CERT_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 

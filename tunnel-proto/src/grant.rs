@@ -58,6 +58,8 @@ pub struct Limits {
     pub sessions: u32,
     /// Bytes in both directions together, as the relay counts them; no limit if `None`.
     pub bytes: Option<u64>,
+    /// Bytes in a second in both directions together, as the relay counts them; no limit if `None`.
+    pub bytes_per_sec: Option<u64>,
     /// How long it may be without a session, in seconds.
     pub idle_secs: u32,
 }
@@ -78,6 +80,7 @@ impl Grant {
             nonce: Some(self.nonce),
             max_sessions: Some(self.limits.sessions),
             max_bytes: self.limits.bytes,
+            max_bytes_per_sec: self.limits.bytes_per_sec,
             idle_secs: Some(self.limits.idle_secs),
             ..Claims::default()
         };
@@ -157,6 +160,7 @@ impl Grant {
             limits: Limits {
                 sessions: claims.max_sessions?,
                 bytes: claims.max_bytes,
+                bytes_per_sec: claims.max_bytes_per_sec,
                 idle_secs: claims.idle_secs?,
             },
         })
@@ -190,6 +194,7 @@ pub(crate) struct Claims {
     pub(crate) max_sessions: Option<u32>,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) idle_secs: Option<u32>,
+    pub(crate) max_bytes_per_sec: Option<u64>,
 }
 
 /// Registered claims (RFC 8392 section 4, RFC 8747 section 3.1).
@@ -211,6 +216,7 @@ mod key {
     pub(super) const MAX_SESSIONS: i64 = -70_006;
     pub(super) const MAX_BYTES: i64 = -70_007;
     pub(super) const IDLE_SECS: i64 = -70_008;
+    pub(super) const MAX_BYTES_PER_SEC: i64 = -70_009;
 }
 
 impl Claims {
@@ -242,6 +248,7 @@ impl Claims {
             self.max_sessions.is_some(),
             self.max_bytes.is_some(),
             self.idle_secs.is_some(),
+            self.max_bytes_per_sec.is_some(),
         ];
         e.map(present.iter().filter(|&&there| there).count() as u64)?;
         if let Some(issuer) = &self.issuer {
@@ -295,6 +302,9 @@ impl Claims {
         if let Some(secs) = self.idle_secs {
             e.i64(key::IDLE_SECS)?.u32(secs)?;
         }
+        if let Some(rate) = self.max_bytes_per_sec {
+            e.i64(key::MAX_BYTES_PER_SEC)?.u64(rate)?;
+        }
         Ok(())
     }
 
@@ -340,6 +350,7 @@ impl Claims {
                 key::MAX_SESSIONS => once(&mut claims.max_sessions, d.u32().ok()?)?,
                 key::MAX_BYTES => once(&mut claims.max_bytes, d.u64().ok()?)?,
                 key::IDLE_SECS => once(&mut claims.idle_secs, d.u32().ok()?)?,
+                key::MAX_BYTES_PER_SEC => once(&mut claims.max_bytes_per_sec, d.u64().ok()?)?,
                 _ => d.skip().ok()?,
             }
         }
@@ -380,6 +391,7 @@ mod tests {
             limits: Limits {
                 sessions: 16,
                 bytes: Some(1 << 40),
+                bytes_per_sec: Some(1 << 20),
                 idle_secs: 900,
             },
         }

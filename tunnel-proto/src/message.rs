@@ -3,6 +3,8 @@
 //! Fields and kinds that a reader does not know are passed over, so that a device of years ago is still understood.
 //! `docs/protocol.cddl` is the specification.
 
+use std::collections::BTreeMap;
+
 use crate::code::{Code, Refusal};
 use crate::cose::VerifyingKey;
 use crate::grant::LinkNonce;
@@ -130,6 +132,9 @@ pub struct Report {
     /// The operating system, as `linux/x86_64`.
     #[n(3)]
     pub platform: String,
+    /// Facts that the device's configuration states, each with its value.
+    #[cbor(n(4), default)]
+    pub facts: BTreeMap<String, String>,
 }
 
 /// Answer to [`Hello`].

@@ -40,6 +40,13 @@ fn is_user(text: &str) -> bool {
         && !text.contains("..")
 }
 
+/// Says whether `text` can name a fact.
+fn is_fact(text: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_' | b'.');
+    let bytes = text.as_bytes();
+    (1..=48).contains(&bytes.len()) && bytes[0].is_ascii_lowercase() && bytes.iter().all(|&c| inner(c))
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $check:expr) => {
         $(#[$doc])*
@@ -136,6 +143,19 @@ name! {
     /// Names a fleet: the part of every identity that all its members share (SPIFFE-ID section 2.1).
     TrustDomain, "trust domain", "labels of `a` to `z`, `0` to `9` and `-` joined by `.`, 200 characters at most",
     |text| is_domain(text, 200)
+}
+
+name! {
+    /// Names a fact about a device, as `site` or `disk.encrypted`.
+    FactName, "fact name", "1 to 48 characters of `a` to `z`, `0` to `9` and `- _ .`, with a letter first",
+    is_fact
+}
+name! {
+    /// The value of a fact: one line of plain text, so that two values that look alike are alike.
+    FactValue, "fact value", "1 to 128 printable ASCII characters, with no space at either end",
+    |text| {
+        (1..=128).contains(&text.len()) && text.bytes().all(|c| (b' '..=b'~').contains(&c)) && text.trim() == text
+    }
 }
 
 /// Who a certificate speaks for, as its only URI name says it.
@@ -236,6 +256,12 @@ mod tests {
         for text in ["ana", "ana@example.org", "ci-bot_2", "a.b+c"] {
             assert!(text.parse::<OperatorName>().is_ok(), "{text}");
         }
+        for text in ["site", "disk.encrypted", "patch_level", "a-1"] {
+            assert!(text.parse::<FactName>().is_ok(), "{text}");
+        }
+        for text in ["north", "Pump House 4", "2026-01-05", "*"] {
+            assert!(text.parse::<FactValue>().is_ok(), "{text}");
+        }
     }
 
     /// THREATS CLI-02, CRT-06, POL-09.
@@ -268,6 +294,14 @@ mod tests {
         ] {
             assert!(text.parse::<DeviceId>().is_err(), "{text:?}");
             assert!(text.parse::<ServiceName>().is_err(), "{text:?}");
+        }
+        for text in [
+            "", "-a", ".a", "1", "a b", "A", "a/b", "a\0", "a*", "\u{430}", &long,
+        ] {
+            assert!(text.parse::<FactName>().is_err(), "{text:?}");
+        }
+        for text in ["", " a", "a ", "a\nb", "a\0", "a\u{202e}", "n\u{f6}rd", &long] {
+            assert!(text.parse::<FactValue>().is_err(), "{text:?}");
         }
         for text in [
             "", "-a", "@a", "a b", "a..b", "A", "a/b", "a;b", "a$b", "a%b", &long,

@@ -23,10 +23,12 @@ mod devices;
 mod enrolment;
 mod error;
 mod input;
+mod members;
 mod outages;
 mod status;
 mod suspensions;
 mod tunnels;
+mod why;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -78,6 +80,12 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(suspensions::lift))
         .routes(routes!(admin::policy, admin::replace_policy))
         .routes(routes!(admin::check_policy))
+        .routes(routes!(why::why))
+        .routes(routes!(admin::policy_revisions))
+        .routes(routes!(admin::policy_revision))
+        .routes(routes!(members::list))
+        .routes(routes!(members::add, members::remove))
+        .routes(routes!(members::facts, members::change_facts))
         .routes(routes!(audit::page))
         .routes(routes!(carrier::carrier))
 }

@@ -1,11 +1,13 @@
 //! What is recorded: typed events. The store chains them by hash; `tunnel_proto::audit` checks the chain.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use tunnel_proto::api::Traffic;
+use tunnel_policy::Question;
+use tunnel_proto::api::{Limits, Traffic};
 use tunnel_proto::keys::KeyHash;
-use tunnel_proto::names::GroupName;
+use tunnel_proto::names::{FactName, FactValue, GroupName};
 use tunnel_proto::{Code, DeviceId, Identity, NodeName, OperatorName, ServiceName, TunnelId, UnixTime};
 
 /// Longest text of a peer that an event keeps, in bytes: enough for a sentence, too little to fill a disk with.
@@ -142,6 +144,15 @@ pub enum Event {
         by: String,
     },
 
+    /// Facts about a device were set or removed.
+    #[serde(rename = "facts.changed")]
+    FactsChanged {
+        device: DeviceId,
+        set: BTreeMap<FactName, FactValue>,
+        unset: Vec<FactName>,
+        by: String,
+    },
+
     /// A policy came into force; `sha256` is over its text.
     #[serde(rename = "policy.changed")]
     PolicyChanged {
@@ -180,6 +191,12 @@ pub enum Event {
         policy_revision: u64,
         policies: Vec<String>,
         source: String,
+        /// Absent in records of before there were any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limits: Option<Limits>,
+        /// All that the decision was made from; absent in older records, which cannot be replayed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<Box<Question>>,
     },
     /// A tunnel was denied, by policy, by the device, or for want of it.
     #[serde(rename = "tunnel.denied")]
@@ -192,6 +209,12 @@ pub enum Event {
         policy_revision: u64,
         policies: Vec<String>,
         source: String,
+        /// Whether there is such a device; older records do not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device_known: Option<bool>,
+        /// As in `tunnel.opened`; absent too where the device is not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<Box<Question>>,
     },
     /// A token was redeemed: one leg is admitted.
     #[serde(rename = "tunnel.attached")]

@@ -18,7 +18,6 @@ use tunnel_proto::code::Exit;
 
 use crate::config::{Config, ConfigError, DataDir};
 use crate::failure::{Failure, chain};
-use crate::policy;
 
 /// Control plane and relay of the tunnel system.
 #[derive(Debug, Parser)]
@@ -106,7 +105,7 @@ fn dispatch(cli: &Cli) -> Result<Exit, Failure> {
         Command::Check(data) => on_runtime(check::run(data.directory()?, cli.json))?,
         Command::Run(data) => run::command(data),
         Command::Openapi => print(crate::api::document().trim_end()),
-        Command::PolicySchema => print(policy::SCHEMA_TEXT.trim_end()),
+        Command::PolicySchema => print(tunnel_policy::SCHEMA_TEXT.trim_end()),
     }
 }
 

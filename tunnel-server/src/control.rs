@@ -18,6 +18,7 @@ use tunnel_proto::{Code, Identity, NodeName, OperatorName, UnixTime};
 
 use self::decide::InForce;
 use self::quotas::Quotas;
+use self::steadiness::{Moment, Steadiness};
 use self::suspension::Suspended;
 use self::trust::Revoked;
 use crate::audit::Event;
@@ -30,10 +31,13 @@ use crate::store::{Store, StoreError};
 use crate::tunnels::Tunnels;
 
 pub(crate) mod decide;
+mod members;
 mod policies;
 pub(crate) mod quotas;
+pub(crate) mod steadiness;
 pub(crate) mod suspension;
 pub(crate) mod trust;
+mod why;
 
 /// The ports that peers are told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +67,7 @@ pub(crate) struct Control {
     pub(crate) tunnels: Tunnels,
     pub(crate) links: Links,
     pub(crate) quotas: Quotas,
+    pub(crate) steadiness: Mutex<Steadiness>,
     pub(crate) started: Instant,
     /// How many agents are to come back in a second.
     pub(crate) returns_per_sec: u32,
@@ -78,6 +83,14 @@ impl Control {
     /// Returns the time.
     pub(crate) fn now(&self) -> UnixTime {
         self.clock.now()
+    }
+
+    /// Returns the time with whether it can be relied on.
+    pub(crate) fn moment(&self) -> Moment {
+        let now = self.now();
+        let mut clock = self.steadiness.lock().unwrap_or_else(PoisonError::into_inner);
+        let steady = clock.is_steady(now, Instant::now());
+        Moment { now, steady }
     }
 
     /// Returns random bytes that nobody can guess.

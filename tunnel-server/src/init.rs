@@ -15,8 +15,8 @@ use tunnel_proto::{OperatorName, TrustDomain, UnixTime};
 
 use crate::ca::{Keys, KeysError, make_secret, random_bytes};
 use crate::config::{Config, DataDir};
-use crate::policy::FIRST_POLICY;
 use crate::store::{Makes, NewEnrolCode, Store, StoreError};
+use tunnel_policy::FIRST_POLICY;
 
 /// The group that the first policy lets do everything.
 pub const ADMINS: &str = "admins";
@@ -97,8 +97,9 @@ pub async fn init(
     keys.own_credentials(now)?;
     let store = Store::open(&data.store(), &config.trust_domain).await?;
     store
-        .set_policy(FIRST_POLICY.to_owned(), LOCAL.to_owned(), now)
-        .await?;
+        .set_policy(FIRST_POLICY.to_owned(), None, LOCAL.to_owned(), now)
+        .await?
+        .map_err(|_| StoreError::Busy)?;
     let order = CodeOrder {
         makes: Makes::Operators(vec![admin.clone()]),
         group: ADMINS.parse::<GroupName>().ok(),
@@ -217,8 +218,8 @@ mod tests {
 
     use super::*;
     use crate::ca::SERVER_CERT_LIFETIME;
-    use crate::policy::Engine;
     use crate::store::Enrolment;
+    use tunnel_policy::Engine;
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
@@ -271,7 +272,7 @@ mod tests {
         assert_eq!(ana.groups, [ADMINS.parse().unwrap()]);
         let policy = store.policy().await.unwrap().unwrap();
         assert_eq!((policy.revision, policy.text.as_str()), (1, FIRST_POLICY));
-        assert_eq!(Engine::new(&policy.text).unwrap().len(), 3);
+        assert_eq!(Engine::new(&policy.text).unwrap().len(), 4);
     }
 
     #[tokio::test]

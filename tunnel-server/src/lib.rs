@@ -1,7 +1,7 @@
 //! The control plane and the relay: who is who, what is decided, what is recorded, and the forwarding of datagrams.
 //!
-//! The relay knows circuits and addresses and nothing of operators, devices or policies. `policy` is pure: entities and a
-//! request in, a decision with its reasons out. Nothing here ever holds a plaintext byte of a tunnel.
+//! The relay knows circuits and addresses and nothing of operators, devices or policies. What is decided is for `tunnel-policy`: facts and a
+//! question in, a decision with its reasons out. Nothing here ever holds a plaintext byte of a tunnel.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
 
@@ -12,7 +12,6 @@ pub mod cli;
 pub mod config;
 pub mod failure;
 pub mod init;
-pub mod policy;
 pub mod relay;
 pub mod run;
 pub mod store;

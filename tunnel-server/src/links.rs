@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, VarInt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tunnel_certs::Peer;
 use tunnel_proto::api::LinkState;
 use tunnel_proto::carrier::Carrier;
@@ -43,6 +43,8 @@ pub(crate) struct Link {
     pub(crate) version: String,
     connection: Connection,
     outbox: mpsc::Sender<FromServer>,
+    /// Whether the report with which the link began is in the store.
+    kept: watch::Sender<bool>,
     state: Mutex<State>,
 }
 
@@ -114,6 +116,14 @@ impl Link {
         let _ = asked
             .answer
             .send(answer.refused.map_or(Ok(()), |refusal| Err(bounded(refusal))));
+    }
+
+    /// Waits until what the device said at the beginning of the link is in the store, or will not be: a decision from
+    /// what it said before would be out of date at once.
+    pub(crate) async fn report_kept(&self) {
+        let mut kept = self.kept.subscribe();
+        // The sender lives as long as this link does.
+        let _ = kept.wait_for(|kept| *kept).await;
     }
 
     /// Returns what the device says of itself.

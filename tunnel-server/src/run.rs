@@ -23,17 +23,18 @@ use crate::ca::{Keys, KeysError};
 use crate::config::{Config, DataDir};
 use crate::control::decide::InForce;
 use crate::control::quotas::Quotas;
+use crate::control::steadiness::Steadiness;
 use crate::control::suspension::Suspended;
 use crate::control::trust::Revoked;
 use crate::control::{Control, Ports};
 use crate::failure::chain;
 use crate::links::Links;
 use crate::links::returns::Arrivals;
-use crate::policy::Engine;
 use crate::relay::{Relay, RelayConfig, RelayEvent};
 use crate::store::{Store, StoreError};
 use crate::tunnels::Tunnels;
 use crate::{api, links, metrics, tunnels};
+use tunnel_policy::Engine;
 
 use self::tcp::Front;
 
@@ -157,6 +158,7 @@ impl Server {
             address: config.address,
             ports,
             trust: keys.trust.clone(),
+            steadiness: Mutex::new(Steadiness::new(clock.now(), Instant::now())),
             clock,
             keys,
             store,
@@ -315,6 +317,7 @@ fn start_watches(
         tunnels::watch::attendance(control.clone()),
     ));
     lasting.spawn(named("alarms of cuts", tunnels::confirm::alarms(control.clone())));
+    lasting.spawn(named("passing of time", tunnels::watch::time(control.clone())));
     lasting.spawn(named(
         "events of the relay",
         tunnels::watch::relay_events(control.clone(), events),

@@ -6,6 +6,7 @@
 //! process may write too: the head of the chain is read under the write lock.
 
 mod enrolment;
+mod facts;
 mod fleet;
 mod journal;
 pub(crate) mod outages;
@@ -30,9 +31,9 @@ use tokio_util::task::TaskTracker;
 use tunnel_proto::{Code, TrustDomain};
 
 pub use records::{
-    Certificate, Denied, DeviceRecord, Ended, Enrolled, Enrolment, Issue, Makes, Member, NewEnrolCode,
-    NewTunnel, NotOpened, OperatorRecord, PolicyRecord, Redeemed, RevokedSet, SessionRecord, Suspension,
-    TunnelRecord, TunnelState, UnconfirmedCut,
+    Assertion, Basis, Certificate, Denied, DeviceRecord, Ended, Enrolled, Enrolment, FactsSet, Issue, Makes,
+    Member, NewEnrolCode, NewTunnel, NotOpened, OperatorRecord, PolicyRecord, Redeemed, RevokedSet,
+    SessionRecord, Suspension, TunnelRecord, TunnelState, UnconfirmedCut,
 };
 
 /// Operations that may wait for the writer: several batches, so that a burst is taken in and a stuck disk is soon felt.

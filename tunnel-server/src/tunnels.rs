@@ -23,6 +23,7 @@ pub(crate) mod attendance;
 pub(crate) mod confirm;
 mod cut;
 mod end;
+pub(crate) mod limits;
 mod open;
 pub(crate) mod reconsider;
 mod recover;

@@ -30,6 +30,12 @@ pub fn print(config: &Config, file: &Path) -> String {
     }
     out.table("access");
     out.line("access.", "enabled", &config.access.to_string());
+    if !config.facts.is_empty() {
+        out.table("facts");
+    }
+    for (name, value) in &config.facts {
+        out.line("facts.", name.as_str(), &quote(value.as_str()));
+    }
     for (name, service) in &config.policy.services {
         let table = format!("services.{name}");
         let prefix = format!("{table}.");
@@ -69,6 +75,12 @@ impl Printer<'_> {
             Some(Origin::Variable(name)) => format!("variable {name}"),
             None => "default".into(),
         };
+        // A dot stands for a table, unless it is quoted.
+        let key = if key.contains('.') {
+            quote(key)
+        } else {
+            key.to_owned()
+        };
         let _ = writeln!(self.text, "{key} = {value}  # {origin}");
     }
 
@@ -101,7 +113,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_gives_the_same_settings() {
-        let text = "state_dir = \"/srv/agent\"\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\n";
+        let text = "state_dir = \"/srv/agent\"\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\n[facts]\nsite = \"north\"\n\"disk.encrypted\" = true\n";
         let config = Config::parse(text).unwrap();
         let printed = print(&config, Path::new("agent.toml"));
         assert!(

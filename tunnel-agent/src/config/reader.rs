@@ -9,6 +9,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tunnel_net::ProxyChoice;
 use tunnel_proto::ServiceName;
+use tunnel_proto::defaults::MAX_FACTS;
+use tunnel_proto::names::{FactName, FactValue};
 
 use super::{Config, ConfigError, ConfigErrors, Origin};
 use crate::defaults;
@@ -56,6 +58,7 @@ impl Reader<'_> {
         const KEYS: &[&str] = &[
             "access",
             "allow_operators",
+            "facts",
             "max_sessions",
             "max_tunnels",
             "proxy",
@@ -69,6 +72,7 @@ impl Reader<'_> {
             match name {
                 "access" => self.access(value, config),
                 "allow_operators" => self.set(name, value, &mut config.policy.operators, Self::operators),
+                "facts" => self.facts(value, config),
                 "max_sessions" => self.set(name, value, &mut config.policy.max_sessions, Self::count),
                 "max_tunnels" => self.set(name, value, &mut config.policy.max_tunnels, Self::count),
                 "proxy" => self.set(name, value, &mut config.proxy, Self::proxy),
@@ -102,6 +106,35 @@ impl Reader<'_> {
                     );
                 }
                 other => self.unknown(key.span(), &format!("ssh.{other}"), &["ssh.host_key_files"]),
+            }
+        }
+    }
+
+    fn facts(&mut self, value: &Value<'_>, config: &mut Config) {
+        let Some(table) = self.table("facts", value) else {
+            return;
+        };
+        if table.len() > MAX_FACTS {
+            let problem = format!("there are {} facts, and at most {MAX_FACTS} can be", table.len());
+            self.error(value.span(), problem);
+        }
+        for (key, value) in table {
+            let name = FactName::from_str(key.get_ref());
+            let text = match value.get_ref() {
+                DeValue::String(text) => text.to_string(),
+                DeValue::Integer(number) => number.to_string(),
+                DeValue::Boolean(switch) => switch.to_string(),
+                _ => String::new(),
+            };
+            match (name, FactValue::from_str(&text)) {
+                (Ok(name), Ok(text)) => {
+                    let line = self.line(key.span().start);
+                    self.origins.insert(format!("facts.{name}"), Origin::Line(line));
+                    config.facts.insert(name, text);
+                }
+                (Err(error), _) | (_, Err(error)) => {
+                    self.error(key.span(), format!("`facts.{}`: {error}", key.get_ref()));
+                }
             }
         }
     }

@@ -116,6 +116,7 @@ impl Server {
             limits: Limits {
                 sessions: 16,
                 bytes: None,
+                bytes_per_sec: None,
                 idle_secs: 900,
             },
         }

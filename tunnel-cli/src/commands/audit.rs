@@ -55,7 +55,7 @@ async fn print(output: Output, api: &mut Api, args: args::AuditList) -> Result<(
         None => head(api).await?.saturating_sub(args.last.unwrap_or(LAST)),
     };
     loop {
-        let page = page(api, after).await?;
+        let page = page(api, after, PAGE).await?;
         for record in &page.records {
             if output.json {
                 output.json_line(record)?
@@ -73,9 +73,10 @@ async fn print(output: Output, api: &mut Api, args: args::AuditList) -> Result<(
     }
 }
 
-async fn page(api: &mut Api, after: u64) -> Result<AuditPage, Failure> {
+/// Reads a page of the trail that goes forward.
+pub(super) async fn page(api: &mut Api, after: u64, limit: u32) -> Result<AuditPage, Failure> {
     let page = api
-        .audit(after, PAGE)
+        .audit(after, limit)
         .await
         .map_err(|error| error.into_failure("could not read the audit trail"))?;
     // A page that does not go forward would be asked for without end.
@@ -88,7 +89,7 @@ async fn page(api: &mut Api, after: u64) -> Result<AuditPage, Failure> {
 
 /// Returns the number of the last record, from the checkpoint that comes with every page.
 async fn head(api: &mut Api) -> Result<u64, Failure> {
-    let page = page(api, u64::from(u32::MAX)).await?;
+    let page = page(api, u64::from(u32::MAX), PAGE).await?;
     Ok(checkpoint(&page)?.map_or(0, |checkpoint| checkpoint.seq))
 }
 

@@ -7,3 +7,4 @@ mod from_outside;
 mod login;
 mod openssh;
 mod place;
+mod policy;

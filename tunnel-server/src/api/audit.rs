@@ -13,7 +13,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::input::Params;
 use crate::control::Control;
-use crate::policy::Action;
+use tunnel_policy::Action;
 
 /// Most records in one answer (THREATS part 5).
 const MAX: u32 = 500;

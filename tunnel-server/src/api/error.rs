@@ -43,7 +43,9 @@ pub(crate) fn status(code: Code) -> StatusCode {
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::Deadline => StatusCode::REQUEST_TIMEOUT,
-        Code::TokenReplay | Code::EnrolTaken | Code::ServiceUnknown => StatusCode::CONFLICT,
+        Code::TokenReplay | Code::EnrolTaken | Code::ServiceUnknown | Code::PolicyStale => {
+            StatusCode::CONFLICT
+        }
         Code::TunnelExpired | Code::TunnelIdle | Code::TunnelClosed | Code::ByteLimit => StatusCode::GONE,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::Limit => StatusCode::TOO_MANY_REQUESTS,

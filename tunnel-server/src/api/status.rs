@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use tunnel_policy::Action;
 use tunnel_proto::api::{ErrorBody, Status};
 
 use super::caller::Caller;
 use super::error::ApiError;
 use crate::control::Control;
-use crate::policy::Action;
 
 /// Tells how the server is.
 #[utoipa::path(

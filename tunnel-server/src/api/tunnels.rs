@@ -17,9 +17,9 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::input::{Body, Params};
 use crate::control::Control;
-use crate::policy::Action;
 use crate::store::TunnelRecord;
 use crate::tunnels::table::Phase;
+use tunnel_policy::Action;
 
 /// Most tunnels in one answer (THREATS part 5).
 const MAX: u32 = 500;
@@ -267,6 +267,7 @@ fn shown(control: &Control, tunnel: TunnelRecord) -> Tunnel {
         end_reason: ended.as_ref().map(|ended| ended.reason.as_str().to_owned()),
         policy_revision: decided.policy_revision,
         policies: decided.policies,
+        limits: decided.limits,
         traffic: counted.or_else(|| ended.and_then(|ended| ended.traffic)),
     }
 }

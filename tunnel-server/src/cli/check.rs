@@ -7,8 +7,8 @@ use tunnel_proto::code::Exit;
 use crate::ca::Keys;
 use crate::config::{Config, DataDir};
 use crate::failure::{Failure, chain};
-use crate::policy::Engine;
 use crate::store::{Store, StoreError};
+use tunnel_policy::Engine;
 
 /// Records that are read at once.
 const PAGE: u32 = 500;

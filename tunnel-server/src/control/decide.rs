@@ -1,15 +1,17 @@
 //! Asking the policy: the facts of callers and devices in the engine's terms.
 
-use std::time::{Duration, Instant};
+use std::net::IpAddr;
+use std::time::Instant;
 
 use tunnel_certs::authority::BACKDATE;
+use tunnel_policy::{Action, Circumstances, Decision, Engine, Operator, Question, Request, Terms, Verdict};
 use tunnel_proto::names::GroupName;
-use tunnel_proto::{Code, ServiceName, UnixTime};
+use tunnel_proto::{Code, UnixTime};
 
 use super::Control;
+use super::steadiness::Moment;
 use crate::api::caller::Caller;
 use crate::audit::Event;
-use crate::policy::{Action, Circumstances, Decision, Device, Engine, Operator, Request};
 use crate::store::DeviceRecord;
 use crate::tunnels::table::Facts;
 
@@ -28,57 +30,62 @@ pub(crate) struct Asker {
     circumstances: Circumstances,
 }
 
-/// What a tunnel is asked for with.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms<'a> {
-    pub(crate) services: &'a [ServiceName],
-    pub(crate) ttl: Duration,
-    pub(crate) reason: Option<&'a str>,
-}
-
-/// What came of asking for several services: all of them, or the first that is not permitted.
-#[derive(Debug, Default)]
-pub(crate) struct Verdict {
-    pub(crate) denied: Option<ServiceName>,
-    pub(crate) policies: Vec<String>,
-    pub(crate) errors: Vec<String>,
-}
-
 impl Asker {
     /// Describes a caller.
-    pub(crate) fn new(caller: &Caller, groups: Vec<GroupName>, now: UnixTime) -> Self {
+    pub(crate) fn new(caller: &Caller, groups: Vec<GroupName>, moment: Moment) -> Self {
         Self {
             operator: Operator {
                 name: caller.name.clone(),
                 groups,
             },
-            circumstances: Circumstances {
-                now,
-                source: caller.source.ip(),
-                certificate_age: certificate_age(caller.certified_at, now),
-            },
+            circumstances: circumstances(caller.source.ip(), caller.certified_at, moment),
+        }
+    }
+
+    /// Describes somebody else, as if it had just logged in and asked from the given address.
+    pub(crate) fn of_another(operator: Operator, source: IpAddr, moment: Moment) -> Self {
+        Self {
+            operator,
+            circumstances: circumstances(source, moment.now, moment),
         }
     }
 
     /// Describes who opened a tunnel, as things stand.
-    pub(crate) fn of_tunnel(facts: &Facts, groups: Vec<GroupName>, now: UnixTime) -> Self {
+    pub(crate) fn of_tunnel(facts: &Facts, groups: Vec<GroupName>, moment: Moment) -> Self {
         Self {
             operator: Operator {
                 name: facts.operator.clone(),
                 groups,
             },
-            circumstances: Circumstances {
-                now,
-                source: facts.source,
-                certificate_age: certificate_age(facts.certified_at, now),
-            },
+            circumstances: circumstances(facts.source, facts.certified_at, moment),
+        }
+    }
+
+    /// Returns who asks.
+    pub(crate) const fn operator(&self) -> &Operator {
+        &self.operator
+    }
+
+    /// Asks for a tunnel to a device.
+    pub(crate) fn question(&self, device: &DeviceRecord, terms: Terms) -> Question {
+        Question {
+            operator: self.operator.clone(),
+            circumstances: self.circumstances.clone(),
+            device: device.into(),
+            terms,
         }
     }
 }
 
-/// Certificates reach back a little, which is no age.
-fn certificate_age(certified_at: UnixTime, now: UnixTime) -> Duration {
-    now.since(certified_at.after(BACKDATE))
+fn circumstances(source: IpAddr, certified_at: UnixTime, moment: Moment) -> Circumstances {
+    Circumstances {
+        now: moment.now,
+        steady: moment.steady,
+        source,
+        // Certificates reach back a little, which is no age.
+        certificate_age: moment.now.since(certified_at.after(BACKDATE)),
+        mfa_age: None,
+    }
 }
 
 impl InForce {
@@ -89,71 +96,36 @@ impl InForce {
             circumstances: &asker.circumstances,
         };
         let decision = self.engine.decide(&request);
+        self.tell_failures(&decision);
+        decision
+    }
+
+    fn tell_failures(&self, decision: &Decision) {
         if !decision.errors.is_empty() {
             tracing::error!(errors = ?decision.errors, revision = self.revision, "a policy failed, which denies");
         }
-        decision
     }
 
     /// Says whether an operator may know that a device is there.
     pub(crate) fn may_view(&self, asker: &Asker, device: &DeviceRecord) -> bool {
-        self.ask(asker, Action::View(&described(device))).allow
+        self.ask(asker, Action::View(&device.into())).is_allowed()
     }
 
-    /// Decides on each service of a tunnel; all have to be permitted.
-    pub(crate) fn may_connect(&self, asker: &Asker, device: &DeviceRecord, terms: Terms<'_>) -> Verdict {
-        let device = described(device);
-        let Terms {
-            services,
-            ttl,
-            reason,
-        } = terms;
-        let mut verdict = Verdict::default();
-        for service in services {
-            let action = Action::Connect {
-                device: &device,
-                service,
-                services,
-                ttl,
-                reason,
-            };
-            let decision = self.ask(asker, action);
-            if !decision.allow {
-                let (policies, errors) = (decision.policies, decision.errors);
-                return Verdict {
-                    denied: Some(service.clone()),
-                    policies,
-                    errors,
-                };
-            }
-            verdict.policies.extend(decision.policies);
-        }
-        verdict.policies.sort();
-        verdict.policies.dedup();
+    /// Decides about a tunnel.
+    pub(crate) fn weigh(&self, question: &Question) -> Verdict {
+        let verdict = self.engine.weigh(question);
+        self.tell_failures(&verdict.decision);
         verdict
     }
 
     /// Says whether an operator may do something that is about the whole fleet.
     pub(crate) fn may(&self, asker: &Asker, action: Action<'_>) -> bool {
-        self.ask(asker, action).allow
+        self.ask(asker, action).is_allowed()
     }
 
     /// Says whether an operator may know which policies decided: who may read them, or what they led to.
     pub(crate) fn may_know_why(&self, asker: &Asker) -> bool {
         self.may(asker, Action::ReadAudit) || self.may(asker, Action::ManagePolicy)
-    }
-}
-
-fn described(device: &DeviceRecord) -> Device {
-    Device {
-        id: device.id.clone(),
-        groups: device.groups.clone(),
-        enrolled_at: device.enrolled_at,
-        certificate_expires_at: device.cert_expires_at,
-        access: device.access,
-        services: device.services.clone(),
-        version: device.version.clone(),
-        platform: device.platform.clone(),
     }
 }
 
@@ -163,7 +135,7 @@ impl Control {
         Ok(Asker::new(
             caller,
             self.groups_of(&caller.name).await?,
-            self.now(),
+            self.moment(),
         ))
     }
 

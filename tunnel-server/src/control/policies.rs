@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use tunnel_policy::{Engine, check};
 use tunnel_proto::api::PolicyState;
 use tunnel_proto::{Code, Refusal};
 
 use super::Control;
 use super::decide::InForce;
 use crate::audit::Event;
-use crate::policy::{Engine, check};
 use crate::tunnels::reconsider::Touched;
 
 impl Control {
@@ -50,6 +50,7 @@ impl Control {
     pub(crate) async fn replace_policy(
         self: &Arc<Self>,
         text: String,
+        follows: Option<u64>,
         by: &str,
     ) -> Result<PolicyState, Refusal> {
         let mut state = self.check_policy(&text);
@@ -73,9 +74,11 @@ impl Control {
         };
         let stored = self
             .store
-            .set_policy(text.clone(), by.to_owned(), self.now())
+            .set_policy(text.clone(), follows, by.to_owned(), self.now())
             .await;
-        let revision = stored.map_err(|error| self.store_failed(&error))?;
+        let revision = stored
+            .map_err(|error| self.store_failed(&error))?
+            .map_err(|current| Refusal::new(Code::PolicyStale, format!("revision {current} is in force")))?;
         self.put_into_force(InForce {
             engine,
             revision,

@@ -1,6 +1,10 @@
 //! Cuts what a device says of itself down to what may be stored and shown (THREATS SRV-23, CLI-01).
 
+use std::collections::BTreeMap;
+
+use tunnel_proto::defaults::MAX_FACTS;
 use tunnel_proto::message::Report;
+use tunnel_proto::names::{FactName, FactValue};
 
 /// Most services that are kept.
 const MAX_SERVICES: usize = 64;
@@ -20,6 +24,13 @@ pub(crate) fn cleaned(mut report: Report) -> Report {
     report.ssh_host_keys.truncate(MAX_HOST_KEYS);
     report.platform = word(&report.platform);
     report
+}
+
+/// Returns the facts whose names and values can be ones; of too many the first.
+pub(crate) fn facts(report: &Report) -> BTreeMap<FactName, FactValue> {
+    let facts = report.facts.iter();
+    let good = facts.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)));
+    good.take(MAX_FACTS).collect()
 }
 
 /// Returns the text if it is one short word of plain characters, and nothing otherwise.
@@ -59,7 +70,9 @@ mod tests {
             ssh_host_keys: vec![KEY.into()],
             access: true,
             platform: "linux/x86_64".into(),
+            facts: [("disk.encrypted".to_owned(), "true".to_owned())].into(),
         };
+        assert_eq!(facts(&report).len(), 1);
         assert_eq!(cleaned(report.clone()), report);
     }
 
@@ -84,6 +97,19 @@ mod tests {
             };
             assert_eq!(cleaned(report).ssh_host_keys, [KEY], "{bad:?}");
         }
+        for (name, value) in [
+            ("A", "x"),
+            ("a b", "x"),
+            ("a", ""),
+            ("a", "x\n"),
+            ("a", "\u{202e}x"),
+        ] {
+            let bad = Report {
+                facts: [(name.to_owned(), value.to_owned())].into(),
+                ..Report::default()
+            };
+            assert!(facts(&bad).is_empty(), "{name:?} {value:?}");
+        }
         assert_eq!(word("linux/x86_64"), "linux/x86_64");
         assert_eq!(word("li\u{1b}nux"), "");
         assert_eq!(word(&"x".repeat(65)), "");
@@ -97,6 +123,12 @@ mod tests {
             ssh_host_keys: vec![KEY.into(); 100],
             ..Report::default()
         });
+        let many = (0..500).map(|i| (format!("f{i}"), "x".to_owned())).collect();
+        let facts = facts(&Report {
+            facts: many,
+            ..Report::default()
+        });
+        assert_eq!(facts.len(), MAX_FACTS);
         assert_eq!(report.services.len(), MAX_SERVICES);
         assert_eq!(report.ssh_host_keys.len(), MAX_HOST_KEYS);
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tunnel_net::stream::{MessageError, read_message, write_message};
 use tunnel_proto::frame::FrameError;
@@ -67,6 +67,7 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
         version: report::word(&hello.version),
         connection,
         outbox,
+        kept: watch::Sender::new(false),
         state: Mutex::new(State {
             presence,
             report,

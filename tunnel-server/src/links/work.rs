@@ -19,6 +19,7 @@ use crate::audit::{Event, bounded};
 use crate::control::Control;
 use crate::store::SessionRecord;
 use crate::store::outages::cleaned;
+use crate::tunnels::reconsider::Touched;
 
 /// Operations of one agent that are with the store at once; they share its commits.
 const AT_ONCE: usize = 64;
@@ -61,7 +62,9 @@ pub(super) async fn work(
 }
 
 /// Records that the link is up and what the device says of itself.
-async fn note_linked(control: &Control, link: &Link, replaced: bool) {
+async fn note_linked(control: &Arc<Control>, link: &Link, replaced: bool) {
+    seen(control, link).await;
+    link.kept.send_replace(true);
     let (_, source) = control.relay.peer_of(link.connection.remote_address());
     let event = Event::DeviceLinked {
         device: link.device.clone(),
@@ -71,22 +74,34 @@ async fn note_linked(control: &Control, link: &Link, replaced: bool) {
         replaced,
     };
     control.note_by(&link.peer.identity, event).await;
-    seen(control, link).await;
 }
 
 /// Keeps what the device says of itself.
-async fn reported(control: &Control, link: &Link, report: Report) {
+async fn reported(control: &Arc<Control>, link: &Link, report: Report) {
     link.state().report = report::cleaned(report);
     seen(control, link).await;
 }
 
-async fn seen(control: &Control, link: &Link) {
+/// Keeps what the device says, and weighs its tunnels anew if that is something else than before.
+async fn seen(control: &Arc<Control>, link: &Link) {
+    let (report, now) = (link.report(), control.now());
+    let facts = report::facts(&report);
     let seen = control
         .store
-        .device_seen(&link.device, &link.report(), &link.version, control.now())
+        .device_seen(&link.device, &report, facts, &link.version, now)
         .await;
-    if let Err(error) = seen {
-        tracing::warn!(device = %link.device, %error, "a device's report could not be kept");
+    match seen {
+        Ok(true) => {
+            // A device that has no tunnel changes nothing for others, however many come back at once.
+            let touched = Touched::Devices([link.device.clone()].into());
+            if control.tunnels.table().touched(&touched).is_empty() {
+                return;
+            }
+            // A store that fails was logged; what was not looked at goes on, and is looked at with the next change.
+            let _ = control.reconsider(&touched, "server").await;
+        }
+        Ok(false) => {}
+        Err(error) => tracing::warn!(device = %link.device, %error, "a device's report could not be kept"),
     }
 }
 

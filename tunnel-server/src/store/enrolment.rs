@@ -490,8 +490,10 @@ async fn keep_member(
         .bind(secs(certificate.not_after))
         .execute(&mut w.connection)
         .await?;
-    if let Some(group) = group {
-        super::fleet::join(w, kind, name, group).await?;
+    if let Some(group) = group
+        && super::fleet::join(w, kind, name, group).await?
+    {
+        super::facts::count_change(w, kind, name).await?;
     }
     Ok(())
 }

@@ -6,12 +6,12 @@ use std::str::FromStr;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use tunnel_proto::keys::KeyHash;
-use tunnel_proto::message::Report;
 use tunnel_proto::names::GroupName;
 use tunnel_proto::{DeviceId, Identity, OperatorName, UnixTime};
 
+use super::facts::count_change;
 use super::records::{DeviceRecord, Member, OperatorRecord, RevokedSet};
-use super::rows::{json, key, name, names, secs, time, time_if_any, to_json};
+use super::rows::{json, key, name, names, number, secs, time, time_if_any};
 use super::writer::Write;
 use super::{Store, StoreError};
 use crate::audit::{Event, MemberKind, bounded};
@@ -53,42 +53,6 @@ impl Store {
         row.as_ref().map(device).transpose()
     }
 
-    /// Writes down what a device says of itself. What is linked and what not is recorded by its own events.
-    ///
-    /// # Errors
-    /// Returns an error if it is not on the disk.
-    pub async fn device_seen(
-        &self,
-        id: &DeviceId,
-        report: &Report,
-        version: &str,
-        now: UnixTime,
-    ) -> Result<(), StoreError> {
-        let services = to_json(&report.services)?;
-        let host_keys = to_json(&report.ssh_host_keys)?;
-        let (id, platform, version) = (id.clone(), bounded(&report.platform), bounded(version));
-        let access = report.access;
-        self.write(move |w| {
-            Box::pin(async move {
-                sqlx::query(
-                    "UPDATE devices SET last_seen = ?, version = ?, platform = ?, services = ?, ssh_host_keys = ?,
-                     access = ? WHERE id = ?",
-                )
-                .bind(secs(now))
-                .bind(version)
-                .bind(platform)
-                .bind(services)
-                .bind(host_keys)
-                .bind(access)
-                .bind(id.as_str())
-                .execute(&mut w.connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
-    }
-
     /// Returns an operator; `None` if it was never enrolled, or is revoked.
     ///
     /// # Errors
@@ -123,6 +87,7 @@ impl Store {
                 let added =
                     is_enrolled(w, &member).await? && join(w, member.kind(), member.name(), &group).await?;
                 if added {
+                    count_change(w, member.kind(), member.name()).await?;
                     w.append(&group_changed(&member, group, true, by)).await?;
                 }
                 Ok(added)
@@ -153,6 +118,7 @@ impl Store {
                         .rows_affected()
                         > 0;
                 if removed {
+                    count_change(w, member.kind(), member.name()).await?;
                     w.append(&group_changed(&member, group, false, by)).await?;
                 }
                 Ok(removed)
@@ -309,6 +275,10 @@ fn device(row: &SqliteRow) -> Result<DeviceRecord, StoreError> {
         services: json(row, "services")?,
         ssh_host_keys: json(row, "ssh_host_keys")?,
         access: row.try_get("access")?,
+        asserted_facts: json(row, "asserted_facts")?,
+        reported_facts: json(row, "reported_facts")?,
+        reported_at: time_if_any(row, "reported_at")?,
+        changes: number(row, "changes")?,
     })
 }
 
@@ -318,5 +288,6 @@ fn operator(row: &SqliteRow) -> Result<OperatorRecord, StoreError> {
         groups: names(row, "groups")?,
         key: key(row, "key_hash")?,
         cert_expires_at: time(row, "cert_expires_at")?,
+        changes: number(row, "changes")?,
     })
 }

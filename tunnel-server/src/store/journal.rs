@@ -8,7 +8,7 @@ use tunnel_proto::audit::Head;
 use tunnel_proto::ids::hex;
 
 use super::records::PolicyRecord;
-use super::rows::{bytes, number, secs, signed};
+use super::rows::{bytes, number, secs, signed, time};
 use super::{Store, StoreError};
 use crate::audit::Event;
 
@@ -50,26 +50,57 @@ impl Store {
     /// # Errors
     /// Returns an error if the store cannot be read.
     pub async fn policy(&self) -> Result<Option<PolicyRecord>, StoreError> {
-        sqlx::query("SELECT revision, text FROM policies ORDER BY revision DESC LIMIT 1")
+        let row = sqlx::query("SELECT * FROM policies ORDER BY revision DESC LIMIT 1")
             .fetch_optional(&self.inner.readers)
-            .await?
-            .map(|row| {
-                Ok(PolicyRecord {
-                    revision: number(&row, "revision")?,
-                    text: row.try_get("text")?,
-                })
-            })
-            .transpose()
+            .await?;
+        row.as_ref().map(policy).transpose()
     }
 
-    /// Puts a policy into force that was checked before, and returns its revision.
+    /// Returns a policy that is or was in force.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn policy_of(&self, revision: u64) -> Result<Option<PolicyRecord>, StoreError> {
+        let row = sqlx::query("SELECT * FROM policies WHERE revision = ?")
+            .bind(signed(revision))
+            .fetch_optional(&self.inner.readers)
+            .await?;
+        row.as_ref().map(policy).transpose()
+    }
+
+    /// Returns the policies that are or were in force, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn policies(&self, limit: u32) -> Result<Vec<PolicyRecord>, StoreError> {
+        sqlx::query("SELECT * FROM policies ORDER BY revision DESC LIMIT ?")
+            .bind(limit)
+            .fetch_all(&self.inner.readers)
+            .await?
+            .iter()
+            .map(policy)
+            .collect()
+    }
+
+    /// Puts a policy into force that was checked before, and returns its revision; the inner error is the revision in
+    /// force, if that is not the one that the policy is meant to follow.
     ///
     /// # Errors
     /// Returns an error if the policy is not on the disk; the old one is then in force.
-    pub async fn set_policy(&self, text: String, by: String, now: UnixTime) -> Result<u64, StoreError> {
+    pub async fn set_policy(
+        &self,
+        text: String,
+        follows: Option<u64>,
+        by: String,
+        now: UnixTime,
+    ) -> Result<Result<u64, u64>, StoreError> {
         self.write(move |w| {
             Box::pin(async move {
-                let revision = revision(&mut w.connection).await? + 1;
+                let current = revision(&mut w.connection).await?;
+                if follows.is_some_and(|follows| follows != current) {
+                    return Ok(Err(current));
+                }
+                let revision = current + 1;
                 sqlx::query("INSERT INTO policies (revision, text, made_by, made_at) VALUES (?, ?, ?, ?)")
                     .bind(signed(revision))
                     .bind(&text)
@@ -79,7 +110,7 @@ impl Store {
                     .await?;
                 let sha256 = hex(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref());
                 w.append(&Event::PolicyChanged { revision, sha256, by }).await?;
-                Ok(revision)
+                Ok(Ok(revision))
             })
         })
         .await
@@ -105,6 +136,15 @@ pub(super) async fn revision(connection: &mut SqliteConnection) -> Result<u64, S
         .fetch_one(connection)
         .await?;
     number(&row, "revision")
+}
+
+fn policy(row: &SqliteRow) -> Result<PolicyRecord, StoreError> {
+    Ok(PolicyRecord {
+        revision: number(row, "revision")?,
+        text: row.try_get("text")?,
+        by: row.try_get("made_by")?,
+        at: time(row, "made_at")?,
+    })
 }
 
 fn record(row: &SqliteRow) -> Result<AuditRecord, StoreError> {

@@ -1,16 +1,17 @@
 //! What goes into the store and what comes out of it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
-use tunnel_proto::api::Traffic;
+use serde::{Deserialize, Serialize};
+use tunnel_policy::{Approval, Question};
+use tunnel_proto::api::{Limits, Traffic};
 use tunnel_proto::keys::KeyHash;
-use tunnel_proto::names::GroupName;
+use tunnel_proto::names::{FactName, FactValue, GroupName};
 use tunnel_proto::{
     CircuitId, Code, DeviceId, Identity, OperatorName, Refusal, ServiceName, TunnelId, UnixTime,
 };
 
 use crate::audit::MemberKind;
-use crate::policy;
 
 /// A one-time code that somebody made. Its secret is not here: the store keeps the hash.
 #[derive(Clone, Debug)]
@@ -123,22 +124,51 @@ pub struct DeviceRecord {
     pub ssh_host_keys: Vec<String>,
     /// Whether the owner lets anybody in, as it reported last.
     pub access: bool,
+    /// The facts that owners have set.
+    pub asserted_facts: BTreeMap<FactName, Assertion>,
+    /// The facts of its configuration, as it reported last.
+    pub reported_facts: BTreeMap<FactName, FactValue>,
+    /// When it reported last.
+    pub reported_at: Option<UnixTime>,
+    /// How often what decisions are made from has changed.
+    pub changes: u64,
+}
+
+/// A fact that somebody has set.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Assertion {
+    /// The value.
+    pub value: FactValue,
+    /// When it was set.
+    pub at: UnixTime,
+    /// Who set it.
+    pub by: String,
 }
 
 /// What policies may know of a device.
-impl From<&DeviceRecord> for policy::Device {
+impl From<&DeviceRecord> for tunnel_policy::Device {
     fn from(record: &DeviceRecord) -> Self {
         Self {
             id: record.id.clone(),
             groups: record.groups.clone(),
             enrolled_at: record.enrolled_at,
             certificate_expires_at: record.cert_expires_at,
-            access: record.access,
-            services: record.services.clone(),
-            version: record.version.clone(),
-            platform: record.platform.clone(),
+            asserted: record.asserted_facts.iter().map(fact).collect(),
+            reported: tunnel_policy::Reported {
+                at: record.reported_at.or(record.last_seen).unwrap_or_default(),
+                access: record.access,
+                services: record.services.clone(),
+                version: record.version.clone(),
+                platform: record.platform.clone(),
+                facts: record.reported_facts.clone(),
+            },
         }
     }
+}
+
+fn fact((name, fact): (&FactName, &Assertion)) -> (FactName, tunnel_policy::Fact) {
+    let (value, at) = (fact.value.clone(), fact.at);
+    (name.clone(), tunnel_policy::Fact { value, at })
 }
 
 /// An operator that is enrolled and not revoked.
@@ -152,10 +182,12 @@ pub struct OperatorRecord {
     pub key: KeyHash,
     /// When its newest certificate ends.
     pub cert_expires_at: UnixTime,
+    /// How often what decisions are made from has changed.
+    pub changes: u64,
 }
 
 /// What policies may know of an operator.
-impl From<&OperatorRecord> for policy::Operator {
+impl From<&OperatorRecord> for tunnel_policy::Operator {
     fn from(record: &OperatorRecord) -> Self {
         Self {
             name: record.name.clone(),
@@ -245,6 +277,23 @@ pub struct NewTunnel {
     pub policies: Vec<String>,
     /// The address that the operator comes from.
     pub source: String,
+    /// From when on the operator's certificate was valid.
+    pub certified_at: UnixTime,
+    /// What others have agreed to, if that was needed.
+    pub approval: Option<Approval>,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// What a decision was made from: with the record of the decision it can be made again.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Basis {
+    /// The question, unless the device is not known.
+    pub question: Option<Box<Question>>,
+    /// The operator's changes when it was read.
+    pub operator_changes: u64,
+    /// The device's changes when it was read.
+    pub device_changes: u64,
 }
 
 /// Why a tunnel that policy permitted was not written.
@@ -255,6 +304,8 @@ pub enum NotOpened {
         /// The revision in force.
         current: u64,
     },
+    /// What is known of the operator or the device has changed meanwhile: decide anew (THREATS POL-04).
+    FactsStale,
     /// The operator, the device or one of their keys was revoked meanwhile.
     Revoked,
     /// The operator was disabled or the device put into quarantine meanwhile, as the code tells.
@@ -280,6 +331,8 @@ pub struct Denied {
     pub policies: Vec<String>,
     /// The address that the operator comes from.
     pub source: String,
+    /// What it was decided from, unless the device is not known.
+    pub question: Option<Box<Question>>,
 }
 
 /// What came of redeeming a token.
@@ -398,11 +451,26 @@ pub struct SessionRecord {
     pub bytes_out: u64,
 }
 
-/// The policy in force.
+/// A policy that is or was in force.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PolicyRecord {
     /// Counts up from 1.
     pub revision: u64,
     /// The text, in Cedar.
     pub text: String,
+    /// Who put it into force.
+    pub by: String,
+    /// When.
+    pub at: UnixTime,
+}
+
+/// What came of setting facts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FactsSet {
+    /// They are as they should be; `true` if they were not before.
+    Done(bool),
+    /// There is no such device.
+    Unknown,
+    /// There would be more of them than a device may have.
+    TooMany,
 }

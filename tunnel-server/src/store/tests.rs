@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tunnel_proto::api::Limits;
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::GroupName;
 use tunnel_proto::{CircuitId, Identity, Refusal, TokenId, TrustDomain, TunnelId, UnixTime};
@@ -105,8 +106,9 @@ impl Fixture {
         let fixture = Self::new().await;
         fixture
             .store
-            .set_policy("// one".into(), "test".into(), NOW)
+            .set_policy("// one".into(), None, "test".into(), NOW)
             .await
+            .unwrap()
             .unwrap();
         fixture
     }
@@ -192,6 +194,9 @@ fn tunnel(number: u8) -> NewTunnel {
         policy_revision: 1,
         policies: vec!["technicians-ssh".into()],
         source: "192.0.2.1".into(),
+        certified_at: NOW,
+        approval: None,
+        limits: Limits::default(),
     }
 }
 
@@ -285,7 +290,9 @@ async fn a_store_of_a_newer_release_is_refused() {
 async fn after_close_nothing_is_written_and_all_says_so() {
     let fixture = Fixture::with_policy().await;
     fixture.close().await;
-    let refused = fixture.set_policy("// two".into(), "test".into(), NOW).await;
+    let refused = fixture
+        .set_policy("// two".into(), None, "test".into(), NOW)
+        .await;
     assert!(matches!(refused, Err(StoreError::Closed)));
     assert_eq!(
         fixture.reopen().await.policy().await.unwrap().unwrap().revision,
@@ -301,8 +308,9 @@ async fn two_processes_may_open_a_new_store_at_once() {
     let open = (Store::open(&path, &fleet_a), Store::open(&path, &fleet_b));
     let (a, b) = tokio::join!(open.0, open.1);
     a.unwrap()
-        .set_policy("// a".into(), "a".into(), NOW)
+        .set_policy("// a".into(), None, "a".into(), NOW)
         .await
+        .unwrap()
         .unwrap();
     assert_eq!(b.unwrap().policy().await.unwrap().unwrap().text, "// a");
 }
@@ -325,7 +333,7 @@ async fn a_full_disk_is_told_and_got_over() {
         .await
         .unwrap();
     let big = "x".repeat(1 << 20);
-    let refused = fixture.set_policy(big, "test".into(), NOW).await;
+    let refused = fixture.set_policy(big, None, "test".into(), NOW).await;
     assert!(
         matches!(&refused, Err(error @ StoreError::Write(_)) if error.code() == Code::AuditUnavailable),
         "{refused:?}"
@@ -335,10 +343,10 @@ async fn a_full_disk_is_told_and_got_over() {
     // The connection that failed is not used again; the next operation finds a disk with room.
     assert_eq!(
         fixture
-            .set_policy("// two".into(), "test".into(), NOW)
+            .set_policy("// two".into(), None, "test".into(), NOW)
             .await
             .unwrap(),
-        2
+        Ok(2)
     );
     assert_eq!(fixture.kinds().await, ["policy.changed", "policy.changed"]);
 }

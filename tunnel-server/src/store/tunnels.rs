@@ -9,7 +9,8 @@ use tunnel_proto::{CircuitId, Code, DeviceId, Identity, TokenId, TrustDomain, Tu
 use super::enrolment::is_revoked;
 use super::journal::revision;
 use super::records::{
-    Denied, Ended, NewTunnel, NotOpened, Redeemed, SessionRecord, TunnelRecord, TunnelState, UnconfirmedCut,
+    Basis, Denied, Ended, NewTunnel, NotOpened, Redeemed, SessionRecord, TunnelRecord, TunnelState,
+    UnconfirmedCut,
 };
 use super::rows::{bytes, json, key, name, number, secs, signed, time, time_if_any, to_json};
 use super::suspended::suspension_of;
@@ -26,10 +27,11 @@ impl Store {
     pub async fn open_tunnel(
         &self,
         tunnel: NewTunnel,
+        basis: Basis,
         now: UnixTime,
     ) -> Result<Result<(), NotOpened>, StoreError> {
         let fleet = self.inner.fleet.clone();
-        self.write(move |w| Box::pin(async move { open(w, &fleet, tunnel, now).await }))
+        self.write(move |w| Box::pin(async move { open(w, &fleet, tunnel, basis, now).await }))
             .await
     }
 
@@ -47,6 +49,8 @@ impl Store {
             policy_revision: denied.policy_revision,
             policies: denied.policies,
             source: denied.source,
+            device_known: (denied.code == Code::NotFound).then_some(denied.question.is_some()),
+            question: denied.question,
         })
         .await
     }
@@ -284,6 +288,7 @@ async fn open(
     w: &mut Write,
     fleet: &TrustDomain,
     tunnel: NewTunnel,
+    basis: Basis,
     now: UnixTime,
 ) -> Result<Result<(), NotOpened>, StoreError> {
     let current = revision(&mut w.connection).await?;
@@ -302,10 +307,25 @@ async fn open(
             return Ok(Err(NotOpened::Suspended(code)));
         }
     }
+    let operator = changes(
+        w,
+        "SELECT changes FROM operators WHERE name = ?",
+        tunnel.operator.as_str(),
+    )
+    .await?;
+    let device = changes(
+        w,
+        "SELECT changes FROM devices WHERE id = ?",
+        tunnel.device.as_str(),
+    )
+    .await?;
+    if (operator, device) != (basis.operator_changes, basis.device_changes) {
+        return Ok(Err(NotOpened::FactsStale));
+    }
     sqlx::query(
         "INSERT INTO tunnels (id, circuit, operator, holder_key, device, device_key, services, reason, source,
-             policy_revision, policies, state, opened_at, expires_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?)",
+             policy_revision, policies, state, opened_at, expires_at, certified_at, approval, limits)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?, ?, ?, ?)",
     )
     .bind(&tunnel.id.as_bytes()[..])
     .bind(&tunnel.circuit.as_bytes()[..])
@@ -320,6 +340,9 @@ async fn open(
     .bind(to_json(&tunnel.policies)?)
     .bind(secs(now))
     .bind(secs(tunnel.expires_at))
+    .bind(secs(tunnel.certified_at))
+    .bind(tunnel.approval.as_ref().map(to_json).transpose()?)
+    .bind(to_json(&tunnel.limits)?)
     .execute(&mut w.connection)
     .await?;
     w.append(&Event::TunnelOpened {
@@ -333,9 +356,20 @@ async fn open(
         policy_revision: tunnel.policy_revision,
         policies: tunnel.policies,
         source: tunnel.source,
+        limits: Some(tunnel.limits),
+        question: basis.question,
     })
     .await?;
     Ok(Ok(()))
+}
+
+/// Reads how often what is known of somebody has changed; never, for who is not known.
+async fn changes(w: &mut Write, statement: &'static str, name: &str) -> Result<u64, StoreError> {
+    let row = sqlx::query(statement)
+        .bind(name)
+        .fetch_optional(&mut w.connection)
+        .await?;
+    row.map_or(Ok(0), |row| number(&row, "changes"))
 }
 
 async fn redeem(
@@ -424,6 +458,15 @@ fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
             policy_revision: number(row, "policy_revision")?,
             policies: json(row, "policies")?,
             source: row.try_get("source")?,
+            certified_at: match time_if_any(row, "certified_at")? {
+                Some(time) => time,
+                None => time(row, "opened_at")?,
+            },
+            approval: match row.try_get::<Option<String>, _>("approval")? {
+                Some(_) => Some(json(row, "approval")?),
+                None => None,
+            },
+            limits: json(row, "limits")?,
         },
         state: TunnelState::from_text(&state).ok_or(StoreError::Damaged("state"))?,
         opened_at: time(row, "opened_at")?,

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tunnel_policy::Action;
 use tunnel_proto::api::{CutReport, CutTunnel, CutTunnels};
 use tunnel_proto::names::GroupName;
 use tunnel_proto::{Code, DeviceId, OperatorName, Refusal, TunnelId};
@@ -14,7 +15,6 @@ use super::table::{Live, Phase};
 use crate::api::caller::Caller;
 use crate::audit::{Event, MAX_TEXT, MemberKind};
 use crate::control::Control;
-use crate::policy::Action;
 
 /// How long the answer waits for devices that are linked to confirm.
 const PATIENCE: Duration = Duration::from_secs(5);

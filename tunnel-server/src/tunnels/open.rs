@@ -4,27 +4,27 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tunnel_policy::{Decision, Limits, Outcome, Question, Terms};
 use tunnel_proto::api::{OpenTunnel, OpenedTunnel};
 use tunnel_proto::bind::Role;
-use tunnel_proto::defaults::{
-    SESSIONS_PER_TUNNEL, TOKEN_LIFETIME, TUNNEL_IDLE, TUNNEL_LIFETIME, TUNNEL_LIFETIME_MAX,
-};
-use tunnel_proto::grant::{Grant, Limits, MAX_SERVICES};
+use tunnel_proto::defaults::{TOKEN_LIFETIME, TUNNEL_LIFETIME, TUNNEL_LIFETIME_MAX};
+use tunnel_proto::grant::{Grant, MAX_SERVICES};
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::message::Offer;
 use tunnel_proto::token::AccessToken;
 use tunnel_proto::{CircuitId, Code, DeviceId, Identity, Refusal, ServiceName, TokenId, TunnelId, UnixTime};
 
+use super::limits::{to_api, to_grant};
 use super::table::{Facts, Live, Phase};
 use crate::api::caller::Caller;
 use crate::audit::{Event, MAX_TEXT, bounded};
-use crate::control::decide::{Asker, InForce, Terms, Verdict};
+use crate::control::decide::{Asker, InForce};
 use crate::control::{Control, to_base64};
 use crate::links::Link;
 use crate::relay::CircuitSpec;
-use crate::store::{Denied, DeviceRecord, NewTunnel, NotOpened};
+use crate::store::{Basis, Denied, DeviceRecord, NewTunnel, NotOpened};
 
-/// How often a decision is made anew because the policy changed under it (THREATS POL-03).
+/// How often a decision is made anew because what it was made from changed under it (THREATS POL-03, POL-04).
 const ATTEMPTS: usize = 3;
 
 /// A request that is of the documented form.
@@ -38,7 +38,7 @@ struct Wish {
 
 /// Why an attempt came to nothing.
 enum Failed {
-    /// The policy is not the one that decided: wait for this revision and decide anew.
+    /// The policy, or what is known of operator or device, is not what decided: wait for this revision and decide anew.
     Stale(u64),
     /// For good.
     Refused(Refusal),
@@ -56,23 +56,44 @@ struct Permitted {
     link: Arc<Link>,
     revision: u64,
     policies: Vec<String>,
+    basis: Basis,
 }
 
 /// A refusal with what the record says of it.
 struct Denial {
     refusal: Refusal,
     revision: u64,
-    verdict: Verdict,
+    policies: Vec<String>,
+    errors: Vec<String>,
+    question: Option<Box<Question>>,
 }
 
 impl Denial {
-    fn new(refusal: impl Into<Refusal>, in_force: &InForce, verdict: Verdict) -> Self {
+    fn new(refusal: impl Into<Refusal>, in_force: &InForce) -> Self {
         Self {
             refusal: refusal.into(),
             revision: in_force.revision,
-            verdict,
+            policies: Vec::new(),
+            errors: Vec::new(),
+            question: None,
         }
     }
+
+    fn weighed(refusal: impl Into<Refusal>, weighed: Weighed) -> Self {
+        Self {
+            policies: weighed.decision.policies,
+            errors: weighed.decision.errors,
+            question: Some(weighed.question),
+            ..Self::new(refusal, &weighed.in_force)
+        }
+    }
+}
+
+/// What a policy said, and to which question.
+struct Weighed {
+    in_force: Arc<InForce>,
+    question: Box<Question>,
+    decision: Decision,
 }
 
 impl Wish {
@@ -116,6 +137,16 @@ impl Wish {
             reason: request.reason,
         })
     }
+
+    /// Returns what policies are asked with.
+    fn terms(&self) -> Terms {
+        Terms {
+            services: self.services.clone(),
+            ttl: self.lifetime,
+            reason: self.reason.clone(),
+            approval: None,
+        }
+    }
 }
 
 impl Control {
@@ -144,29 +175,43 @@ impl Control {
 
     async fn try_open(self: &Arc<Self>, caller: &Caller, wish: &Wish) -> Result<OpenedTunnel, Failed> {
         let changes = self.tunnels.changes();
-        let (groups, device) = tokio::join!(self.groups_of(&caller.name), self.store.device(&wish.device));
+        if let Some(link) = self.links.get(&wish.device) {
+            link.report_kept().await;
+        }
+        let (operator, device) =
+            tokio::join!(self.store.operator(&caller.name), self.store.device(&wish.device));
+        let operator = operator.map_err(|error| self.store_failed(&error))?;
         let device = device.map_err(|error| self.store_failed(&error))?;
-        let asker = Asker::new(caller, groups?, self.now());
+        let operator_changes = operator.as_ref().map_or(0, |operator| operator.changes);
+        let groups = operator.map(|operator| operator.groups).unwrap_or_default();
+        let asker = Asker::new(caller, groups, self.moment());
         self.make_room(&caller.name, &wish.device).await;
-        let permitted = match self.decide(caller, wish, &asker, device.as_ref()) {
-            Ok(permitted) => permitted,
+        match self.decide(caller, wish, &asker, device.as_ref()) {
+            Ok(mut permitted) => {
+                permitted.basis.operator_changes = operator_changes;
+                if changes != self.tunnels.changes() {
+                    // What was read may be of before a change whose tunnels were gone through already: decide anew.
+                    self.never_came_to_be(&permitted.live, Code::PolicyChanged);
+                    return Err(Failed::Stale(permitted.revision));
+                }
+                self.establish(caller, permitted).await
+            }
             Err(denial) => {
                 self.note_denial(caller, wish, &denial).await?;
-                return Err(denial.refusal.into());
+                Err(denial.refusal.into())
             }
-        };
-        if changes != self.tunnels.changes() {
-            // What was read may be of before a change whose tunnels were gone through already: decide anew.
-            let mut table = self.tunnels.table();
-            let _ = table.end(permitted.live.facts.id, Code::PolicyChanged);
-            table.forget(permitted.live.facts.id);
-            return Err(Failed::Stale(permitted.revision));
         }
-        self.establish(caller, &permitted).await
     }
 
-    /// Decides. What is permitted stands in the table from before the decision on, so that whoever takes trust away at
-    /// this moment finds it.
+    /// Takes a tunnel out of the table of which nobody has heard.
+    fn never_came_to_be(&self, live: &Live, why: Code) {
+        let mut table = self.tunnels.table();
+        let _ = table.end(live.facts.id, why);
+        table.forget(live.facts.id);
+    }
+
+    /// Decides. What is permitted stands in the table before it is written down, so that whoever takes trust away at this
+    /// moment finds it.
     fn decide(
         &self,
         caller: &Caller,
@@ -174,40 +219,39 @@ impl Control {
         asker: &Asker,
         device: Option<&DeviceRecord>,
     ) -> Result<Permitted, Denial> {
+        let weighed = self.weigh(caller, wish, asker, device)?;
         let Some(link) = self.links.get(&wish.device) else {
-            let (in_force, verdict) = self.weigh(caller, wish, asker, device)?;
-            return Err(Denial::new(Code::DeviceOffline, &in_force, verdict));
+            return Err(Denial::weighed(Code::DeviceOffline, weighed));
         };
-        let facts = self.facts(caller, wish, link.peer.key);
+        let facts = self.facts(caller, wish, link.peer.key, weighed.decision.limits);
         let inserted = self
             .tunnels
             .table()
             .insert(facts, Phase::Deciding, Instant::now());
-        let live = inserted.map_err(|code| Denial::new(code, &self.in_force(), Verdict::default()))?;
-        let decided = self
-            .weigh(caller, wish, asker, device)
-            .and_then(|(in_force, verdict)| {
-                let is_gone = self.revoked.holds(&link.peer);
-                if is_gone {
-                    Err(Denial::new(Code::DeviceOffline, &in_force, verdict))
-                } else {
-                    Ok((in_force, verdict))
-                }
-            });
-        match decided {
-            Ok((in_force, verdict)) => Ok(Permitted {
-                live,
-                link,
-                revision: in_force.revision,
-                policies: verdict.policies,
-            }),
-            Err(denial) => {
-                let mut table = self.tunnels.table();
-                let _ = table.end(live.facts.id, denial.refusal.code);
-                table.forget(live.facts.id);
-                Err(denial)
-            }
+        let live = match inserted {
+            Ok(live) => live,
+            Err(code) => return Err(Denial::weighed(code, weighed)),
+        };
+        // Whoever takes trust away does so first and then goes through the table: what is not found there is found here.
+        let gone = self.revoked.holds(&link.peer).then_some(Code::DeviceOffline);
+        let fallen = gone
+            .or_else(|| self.fallen(&link.peer))
+            .or_else(|| self.fallen(&caller.peer));
+        if let Some(why) = fallen {
+            self.never_came_to_be(&live, why);
+            return Err(Denial::weighed(why, weighed));
         }
+        Ok(Permitted {
+            live,
+            link,
+            revision: weighed.in_force.revision,
+            policies: weighed.decision.policies,
+            basis: Basis {
+                question: Some(weighed.question),
+                operator_changes: 0,
+                device_changes: device.map_or(0, |device| device.changes),
+            },
+        })
     }
 
     /// Asks the policy in force.
@@ -217,42 +261,51 @@ impl Control {
         wish: &Wish,
         asker: &Asker,
         device: Option<&DeviceRecord>,
-    ) -> Result<(Arc<InForce>, Verdict), Denial> {
+    ) -> Result<Weighed, Denial> {
         let in_force = self.in_force();
         if let Some(why) = self.fallen(&caller.peer) {
-            return Err(Denial::new(why, &in_force, Verdict::default()));
+            return Err(Denial::new(why, &in_force));
         }
         // A device that the caller may not see is as one that is not there.
-        let Some(device) = device.filter(|device| in_force.may_view(asker, device)) else {
-            return Err(Denial::new(Code::NotFound, &in_force, Verdict::default()));
+        let Some(device) = device else {
+            return Err(Denial::new(Code::NotFound, &in_force));
         };
-        let identity = Identity::device(&self.identity.trust_domain, &device.id);
-        if let Some(why) = self.suspended.code(&identity) {
-            return Err(Denial::new(why, &in_force, Verdict::default()));
+        let question = Box::new(asker.question(device, wish.terms()));
+        let verdict = in_force.weigh(&question);
+        let (visible, denied) = (verdict.visible, verdict.denied);
+        let weighed = Weighed {
+            in_force,
+            question,
+            decision: verdict.decision,
+        };
+        if !visible {
+            return Err(Denial::weighed(Code::NotFound, weighed));
         }
-        let terms = Terms {
-            services: &wish.services,
-            ttl: wish.lifetime,
-            reason: wish.reason.as_deref(),
+        let identity = Identity::device(&self.identity.trust_domain, &weighed.question.device.id);
+        if let Some(why) = self.suspended.code(&identity) {
+            return Err(Denial::weighed(why, weighed));
+        }
+        let Some(service) = denied else {
+            return Ok(weighed);
         };
-        let verdict = in_force.may_connect(asker, device, terms);
-        let Some(service) = &verdict.denied else {
-            return Ok((in_force, verdict));
-        };
-        let detail = match in_force.may_know_why(asker) {
-            true if verdict.policies.is_empty() => format!("service `{service}`; no policy fits"),
-            true => format!("service `{service}`; decided by {}", verdict.policies.join(", ")),
+        let policies = &weighed.decision.policies;
+        let detail = match weighed.in_force.may_know_why(asker) {
+            true if policies.is_empty() => format!("service `{service}`; no policy fits"),
+            true => format!("service `{service}`; decided by {}", policies.join(", ")),
             false => format!("service `{service}`"),
         };
-        Err(Denial::new(
-            Refusal::new(Code::PolicyDeny, detail),
-            &in_force,
-            verdict,
-        ))
+        let code = match weighed.decision.outcome {
+            Outcome::NeedsApproval => Code::ApprovalRequired,
+            _ => Code::PolicyDeny,
+        };
+        Err(Denial::weighed(Refusal::new(code, detail), weighed))
     }
 
-    fn facts(&self, caller: &Caller, wish: &Wish, device_key: KeyHash) -> Facts {
+    fn facts(&self, caller: &Caller, wish: &Wish, device_key: KeyHash, limits: Limits) -> Facts {
         let now = self.now();
+        let lifetime = limits
+            .lifetime
+            .map_or(wish.lifetime, |most| most.min(wish.lifetime));
         Facts {
             id: TunnelId::from_bytes(self.random()),
             circuit: CircuitId::from_bytes(self.random()),
@@ -263,10 +316,12 @@ impl Control {
             device_key,
             services: wish.services.clone(),
             reason: wish.reason.clone(),
+            approval: None,
+            limits,
             source: caller.source.ip(),
             opened_at: now,
-            expires_at: now.after(wish.lifetime),
-            deadline: Instant::now() + wish.lifetime,
+            expires_at: now.after(lifetime),
+            deadline: Instant::now() + lifetime,
         }
     }
 
@@ -275,17 +330,18 @@ impl Control {
     async fn establish(
         self: &Arc<Self>,
         caller: &Caller,
-        permitted: &Permitted,
+        permitted: Permitted,
     ) -> Result<OpenedTunnel, Failed> {
         let Permitted {
             live,
             link,
             revision,
             policies,
+            basis,
         } = permitted;
         let facts = &live.facts;
         self.deadline_changed();
-        let grant = self.grant(facts, link, *revision);
+        let grant = self.grant(facts, &link, revision);
         let token = self.token(facts, Role::Destination, &link.peer.identity, link.peer.key);
         let offer = link.offer(Offer {
             grant: grant.clone(),
@@ -293,7 +349,7 @@ impl Control {
             tunnel: facts.id,
         });
         let mut offer = std::pin::pin!(offer);
-        let written = self.write_down(permitted);
+        let written = self.write_down(&live, revision, &policies, basis);
         let mut written = std::pin::pin!(written);
         let mut early = None;
         loop {
@@ -335,18 +391,19 @@ impl Control {
             device_identity: Identity::device(&self.identity.trust_domain, &facts.device).to_string(),
             ssh_host_keys: link.report().ssh_host_keys,
             expires_at: facts.expires_at.as_secs(),
+            limits: to_api(&facts.limits),
             policies: policies.clone(),
         })
     }
 
     /// Makes the decision durable, and then lets the legs come.
-    async fn write_down(self: &Arc<Self>, permitted: &Permitted) -> Result<(), Failed> {
-        let Permitted {
-            live,
-            link,
-            revision,
-            policies,
-        } = permitted;
+    async fn write_down(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        revision: u64,
+        policies: &[String],
+        basis: Basis,
+    ) -> Result<(), Failed> {
         let facts = &live.facts;
         let tunnel = NewTunnel {
             id: facts.id,
@@ -354,18 +411,22 @@ impl Control {
             operator: facts.operator.clone(),
             holder_key: facts.holder_key,
             device: facts.device.clone(),
-            device_key: link.peer.key,
+            device_key: facts.device_key,
             services: facts.services.clone(),
             reason: facts.reason.clone(),
             expires_at: facts.expires_at,
-            policy_revision: *revision,
-            policies: policies.clone(),
+            policy_revision: revision,
+            policies: policies.to_vec(),
             source: facts.source.to_string(),
+            certified_at: facts.certified_at,
+            approval: facts.approval.clone(),
+            limits: to_api(&facts.limits),
         };
-        let written = self.store.open_tunnel(tunnel, facts.opened_at).await;
+        let written = self.store.open_tunnel(tunnel, basis, facts.opened_at).await;
         let not_opened = match written {
             Ok(Ok(())) => return self.let_legs_come(live).await.map_err(Failed::from),
             Ok(Err(NotOpened::PolicyStale { current })) => Failed::Stale(current),
+            Ok(Err(NotOpened::FactsStale)) => Failed::Stale(revision),
             Ok(Err(NotOpened::Revoked)) => Code::Revoked.into(),
             Ok(Err(NotOpened::Suspended(why))) => why.into(),
             Err(error) => self.store_failed(&error).into(),
@@ -379,7 +440,10 @@ impl Control {
     /// Opens the circuit of a tunnel whose decision is durable, unless it was cut in the meantime.
     async fn let_legs_come(self: &Arc<Self>, live: &Arc<Live>) -> Result<(), Code> {
         let facts = &live.facts;
-        let opened = self.relay.open(CircuitSpec::new(facts.circuit));
+        let mut spec = CircuitSpec::new(facts.circuit);
+        spec.max_bytes = facts.limits.bytes;
+        spec.max_bytes_per_sec = facts.limits.rate;
+        let opened = self.relay.open(spec);
         let recorded = self.tunnels.table().recorded(facts.id);
         match (opened, recorded) {
             (Ok(()), Ok(())) => Ok(()),
@@ -411,11 +475,7 @@ impl Control {
             nonce: link.nonce,
             issued_at: facts.opened_at,
             expires_at: facts.expires_at,
-            limits: Limits {
-                sessions: SESSIONS_PER_TUNNEL,
-                bytes: None,
-                idle_secs: secs(TUNNEL_IDLE),
-            },
+            limits: to_grant(&facts.limits),
         };
         grant.sign(&self.keys.grant_key)
     }
@@ -437,8 +497,8 @@ impl Control {
 
     /// Records a refusal; without the record there is no definite answer either.
     async fn note_denial(&self, caller: &Caller, wish: &Wish, denial: &Denial) -> Result<(), Code> {
-        if !denial.verdict.errors.is_empty() {
-            let errors = denial.verdict.errors.iter().map(|error| bounded(error)).collect();
+        let errors: Vec<_> = denial.errors.iter().map(|error| bounded(error)).collect();
+        if !errors.is_empty() {
             let event = Event::PolicyFailed {
                 operator: caller.name.clone(),
                 action: "connect".to_owned(),
@@ -453,18 +513,15 @@ impl Control {
             reason: wish.reason.clone(),
             code: denial.refusal.code,
             policy_revision: denial.revision,
-            policies: denial.verdict.policies.clone(),
+            policies: denial.policies.clone(),
             source: caller.source.ip().to_string(),
+            question: denial.question.clone(),
         };
         self.store
             .deny(denied)
             .await
             .map_err(|error| self.store_failed(&error))
     }
-}
-
-fn secs(span: Duration) -> u32 {
-    u32::try_from(span.as_secs()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tunnel_policy::Terms;
 use tunnel_proto::names::GroupName;
 use tunnel_proto::{Code, DeviceId, OperatorName};
 
 use super::table::Facts;
 use crate::control::Control;
-use crate::control::decide::{Asker, InForce, Terms};
+use crate::control::decide::{Asker, InForce};
 use crate::store::DeviceRecord;
 
 /// Decisions in a row before other work has its turn.
@@ -86,13 +87,19 @@ impl Control {
         let Some(Some(device)) = known.devices.get(&facts.device) else {
             return Ok(false);
         };
-        let asker = Asker::of_tunnel(facts, groups, self.now());
-        let ttl = facts.expires_at.since(facts.opened_at);
+        let asker = Asker::of_tunnel(facts, groups, self.moment());
+        let lifetime = facts.expires_at.since(facts.opened_at);
         let terms = Terms {
-            services: &facts.services,
-            ttl,
-            reason: facts.reason.as_deref(),
+            services: facts.services.clone(),
+            ttl: lifetime,
+            reason: facts.reason.clone(),
+            approval: facts.approval.clone(),
         };
-        Ok(in_force.may_view(&asker, device) && in_force.may_connect(&asker, device, terms).denied.is_none())
+        let verdict = in_force.weigh(&asker.question(device, terms));
+        // What was granted cannot be narrowed while it lives: a tunnel that may use more than is allowed now has to end.
+        let limits = verdict.decision.limits;
+        Ok(verdict.is_allowed()
+            && limits.cover(&facts.limits)
+            && limits.lifetime.is_none_or(|most| lifetime <= most))
     }
 }

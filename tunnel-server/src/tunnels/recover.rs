@@ -7,6 +7,7 @@ use std::time::Instant;
 use tunnel_proto::Code;
 use tunnel_proto::bind::Role;
 
+use super::limits::from_api;
 use super::reconsider::Touched;
 use super::table::{Facts, Phase};
 use crate::control::Control;
@@ -62,11 +63,13 @@ impl Control {
             circuit: decided.circuit,
             operator: decided.operator,
             holder_key: decided.holder_key,
-            certified_at: record.opened_at,
+            certified_at: decided.certified_at,
             device: decided.device,
             device_key: decided.device_key,
             services: decided.services,
             reason: decided.reason,
+            approval: decided.approval,
+            limits: from_api(&decided.limits),
             source: decided
                 .source
                 .parse()
@@ -76,10 +79,12 @@ impl Control {
             deadline: now + decided.expires_at.since(wall),
         };
         let (id, circuit) = (facts.id, facts.circuit);
-        let mut table = self.tunnels.table();
-        table.insert_rotated(facts, phase, rotations, now)?;
         let mut spec = CircuitSpec::new(circuit);
         spec.recovered = true;
+        spec.max_bytes = facts.limits.bytes;
+        spec.max_bytes_per_sec = facts.limits.rate;
+        let mut table = self.tunnels.table();
+        table.insert_rotated(facts, phase, rotations, now)?;
         let opened = self.relay.open(spec).and_then(|()| {
             // Only a leg that was admitted before the restart has its key.
             for role in [Role::Source, Role::Destination] {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tunnel_policy::Action;
 use tunnel_proto::api::{RotateTunnel, RotatedLeg, RotatedTunnel};
 use tunnel_proto::bind::Role;
 use tunnel_proto::keys::LegKey;
@@ -18,7 +19,6 @@ use super::table::{Live, Phase};
 use crate::api::caller::Caller;
 use crate::control::{Control, to_base64};
 use crate::links::Link;
-use crate::policy::Action;
 
 /// How long the answer waits for the ends to bind with their new keys.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -5,8 +5,9 @@
 //!     └──────────────────────┴──────────end───────────┴──────> ended
 //! ```
 //!
-//! INVARIANT: a tunnel stands here before anything about it is decided, so whoever takes trust away and then goes through
-//! the table has met every tunnel that was decided under the old trust (THREATS TOK-14, POL-03).
+//! INVARIANT: a tunnel stands here before its decision is written, and the writing refuses a decision from what has changed
+//! since. So whoever takes trust away, and goes through the table when that is written, meets every tunnel that was
+//! decided under the old trust (THREATS TOK-14, POL-03, POL-04).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -15,6 +16,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tunnel_policy::{Approval, Limits};
 use tunnel_proto::bind::Role;
 use tunnel_proto::defaults::BIND_DEADLINE;
 use tunnel_proto::keys::KeyHash;
@@ -45,6 +47,10 @@ pub(crate) struct Facts {
     pub(crate) device_key: KeyHash,
     pub(crate) services: Vec<ServiceName>,
     pub(crate) reason: Option<String>,
+    /// What others have agreed to, if that was needed.
+    pub(crate) approval: Option<Approval>,
+    /// What policy lets it use.
+    pub(crate) limits: Limits,
     /// Where the request came from.
     pub(crate) source: IpAddr,
     pub(crate) opened_at: UnixTime,
@@ -128,7 +134,8 @@ impl Table {
     /// Takes a tunnel in.
     ///
     /// # Errors
-    /// [`Code::Limit`] if the operator, the device or the server has too many.
+    /// [`Code::Limit`] if the operator, the device or the server has too many, or the operator more than policy lets it
+    /// have to the device.
     pub(crate) fn insert(&mut self, facts: Facts, phase: Phase, now: Instant) -> Result<Arc<Live>, Code> {
         self.insert_rotated(facts, phase, [0; 2], now)
     }
@@ -147,6 +154,11 @@ impl Table {
         let of_operator = self.by_operator.get(&facts.operator).map_or(0, BTreeSet::len);
         let of_device = self.by_device.get(&facts.device).map_or(0, BTreeSet::len);
         if self.tunnels.len() >= MAX || of_operator >= MAX_OF_OPERATOR || of_device >= MAX_OF_DEVICE {
+            return Err(Code::Limit);
+        }
+        if let Some(most) = facts.limits.tunnels
+            && self.between(&facts.operator, &facts.device) >= most as usize
+        {
             return Err(Code::Limit);
         }
         let id = facts.id;
@@ -173,6 +185,14 @@ impl Table {
             },
         );
         Ok(live)
+    }
+
+    /// Counts the tunnels of an operator to a device that have not ended.
+    fn between(&self, operator: &OperatorName, device: &DeviceId) -> usize {
+        let ids = self.by_operator.get(operator).into_iter().flatten();
+        let live = ids.filter_map(|id| self.tunnels.get(id)).map(|entry| &entry.live);
+        live.filter(|live| live.facts.device == *device && !matches!(live.phase(), Phase::Ended(_)))
+            .count()
     }
 
     /// Notes that the decision is durable.
@@ -371,6 +391,8 @@ mod tests {
             device_key: KeyHash::of_spki(b"pump"),
             services: vec!["ssh".parse().unwrap()],
             reason: None,
+            approval: None,
+            limits: Limits::default(),
             source: IpAddr::from([127, 0, 0, 1]),
             opened_at: UnixTime::from_secs(1),
             expires_at: UnixTime::from_secs(1 + u64::from(n)),
@@ -456,6 +478,32 @@ mod tests {
         assert_eq!(count("spiffe://f/operator/ana"), 1);
         assert_eq!(count("spiffe://f/device/pump"), 2);
         assert_eq!(count("spiffe://f/server/pump"), 0);
+    }
+
+    #[test]
+    fn policy_bounds_the_tunnels_of_an_operator_to_a_device() {
+        let now = Instant::now();
+        let mut table = Table::default();
+        let one_of_two = |n| Facts {
+            limits: Limits {
+                tunnels: Some(2),
+                ..Limits::default()
+            },
+            ..facts(n, now)
+        };
+        let elsewhere = Facts {
+            device: "mill".parse().unwrap(),
+            ..one_of_two(9)
+        };
+        for facts in [elsewhere, one_of_two(1), one_of_two(2)] {
+            table.insert(facts, Phase::Opening, now).unwrap();
+        }
+        assert!(matches!(
+            table.insert(one_of_two(3), Phase::Opening, now),
+            Err(Code::Limit)
+        ));
+        let _ = table.end(id(1), Code::TunnelClosed);
+        assert!(table.insert(one_of_two(3), Phase::Opening, now).is_ok());
     }
 
     #[test]

@@ -50,6 +50,8 @@ fn fill(control: &Control) {
             device_key: KeyHash::of_spki(b"device"),
             services: vec!["ssh".parse().unwrap()],
             reason: None,
+            approval: None,
+            limits: tunnel_policy::Limits::default(),
             source: Ipv4Addr::LOCALHOST.into(),
             opened_at: control.now(),
             expires_at: control.now().after(Duration::from_secs(3600)),

@@ -8,11 +8,15 @@ use tunnel_proto::bind::Role;
 use tunnel_proto::{CircuitId, Code, DeviceId, OperatorName, TunnelId};
 
 use super::attendance::LISTEN_EVERY;
+use super::reconsider::Touched;
 use crate::control::Control;
 use crate::relay::RelayEvent;
 
 /// How long to sleep where no tunnel has a deadline.
 const NO_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often tunnels are weighed anew only because time has passed: rules speak of hours and minutes.
+const WEIGH_EVERY: Duration = Duration::from_secs(60);
 
 /// Who ends what nobody asked to end.
 const BY: &str = "server";
@@ -53,6 +57,20 @@ pub(crate) async fn attendance(control: Arc<Control>) {
         }
         let abandoned = control.listen(Instant::now());
         control.end_tunnels(abandoned, Code::TunnelLost, BY).await;
+    }
+}
+
+/// Weighs the live tunnels anew as time passes, if the policy in force asks for the time or for ages.
+pub(crate) async fn time(control: Arc<Control>) {
+    while !control.is_stopping() {
+        tokio::select! {
+            () = tokio::time::sleep(WEIGH_EVERY) => {}
+            () = control.stopping() => return,
+        }
+        if control.in_force().engine.depends_on_time() {
+            // A store that fails was logged; the next round looks at all of them again.
+            let _ = control.reconsider(&Touched::All, BY).await;
+        }
     }
 }
 

@@ -65,6 +65,7 @@ impl Agent {
                 ssh_host_keys: vec![HOST_KEY.into(), "no key\nat all".into()],
                 access: true,
                 platform: "linux/x86_64".into(),
+                ..Report::default()
             },
             tunnels: tunnels.to_vec(),
         };

@@ -9,6 +9,7 @@ mod audit;
 mod cuts;
 mod ending;
 mod enrolment;
+mod facts;
 mod leg;
 mod limits;
 mod opening;

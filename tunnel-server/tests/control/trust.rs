@@ -10,7 +10,7 @@ use crate::agent::Agent;
 use crate::world::World;
 
 /// Every route that needs an operator.
-const ROUTES: [(&str, &str); 18] = [
+const ROUTES: [(&str, &str); 25] = [
     ("GET", "/v1/status"),
     ("GET", "/v1/devices"),
     ("GET", "/v1/devices/pump"),
@@ -28,6 +28,13 @@ const ROUTES: [(&str, &str); 18] = [
     ("POST", "/v1/suspensions"),
     ("POST", "/v1/suspensions/lift"),
     ("PUT", "/v1/policy"),
+    ("GET", "/v1/policy/revisions"),
+    ("GET", "/v1/policy/revisions/1"),
+    ("POST", "/v1/why"),
+    ("GET", "/v1/groups"),
+    ("PUT", "/v1/groups/admins/operator/eve"),
+    ("GET", "/v1/devices/pump/facts"),
+    ("PATCH", "/v1/devices/pump/facts"),
     ("GET", "/v1/audit"),
 ];
 

@@ -137,7 +137,7 @@ async fn online(context: &Context) -> Result<Proof, Failure> {
     let witness = read_witness(&context.home)?;
     let mut walk = Walk::new(witness.clone());
     let (checkpoint, key) = loop {
-        let page = page(&mut api, walk.head.seq).await?;
+        let page = page(&mut api, walk.head.seq, super::PAGE).await?;
         // Online, nothing may be missing at the start.
         if walk.first.is_none() && page.records.first().is_some_and(|record| record.seq != 1) {
             let found = page.records.first().map_or(0, |record| record.seq);

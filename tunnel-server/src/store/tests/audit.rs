@@ -105,10 +105,10 @@ async fn every_policy_is_kept_and_the_last_is_in_force() {
     for (text, revision) in [("// one", 1), ("// two", 2)] {
         assert_eq!(
             fixture
-                .set_policy(text.into(), "operator/root".into(), NOW)
+                .set_policy(text.into(), None, "operator/root".into(), NOW)
                 .await
                 .unwrap(),
-            revision
+            Ok(revision)
         );
     }
     let in_force = fixture.reopen().await.policy().await.unwrap();
@@ -116,7 +116,9 @@ async fn every_policy_is_kept_and_the_last_is_in_force() {
         in_force,
         Some(PolicyRecord {
             revision: 2,
-            text: "// two".into()
+            text: "// two".into(),
+            by: "operator/root".into(),
+            at: NOW,
         })
     );
 }

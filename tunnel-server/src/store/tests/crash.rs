@@ -28,7 +28,11 @@ fn numbered(number: u64) -> NewTunnel {
 async fn open_and_redeem(store: &Store, number: u64) {
     let new = numbered(number);
     let id = new.id;
-    store.open_tunnel(new, NOW).await.unwrap().unwrap();
+    store
+        .open_tunnel(new, Basis::default(), NOW)
+        .await
+        .unwrap()
+        .unwrap();
     let token = TokenId::from_bytes(*id.as_bytes());
     assert_eq!(
         store.redeem(token, id, Role::Source, NOW).await.unwrap(),
@@ -101,8 +105,9 @@ async fn a_writer_that_vanishes_in_a_batch_leaves_only_whole_operations() {
         let store = runtime.spawn(async move {
             let store = Store::open(&path_there, &fleet()).await.unwrap();
             store
-                .set_policy("// one".into(), "test".into(), NOW)
+                .set_policy("// one".into(), None, "test".into(), NOW)
                 .await
+                .unwrap()
                 .unwrap();
             store
         });
@@ -187,8 +192,9 @@ async fn killed_at_any_moment_nothing_that_was_answered_is_lost() {
         let path = directory.path().join("store.db");
         let store = Store::open(&path, &fleet()).await.unwrap();
         store
-            .set_policy("// one".into(), "test".into(), NOW)
+            .set_policy("// one".into(), None, "test".into(), NOW)
             .await
+            .unwrap()
             .unwrap();
         store.close().await;
         let mut child = Command::new(std::env::current_exe().unwrap())

@@ -1,5 +1,7 @@
 //! Devices, operators, groups, revocations.
 
+use std::collections::BTreeMap;
+
 use tunnel_proto::message::Report;
 
 use super::*;
@@ -19,8 +21,12 @@ async fn what_a_device_reports_is_kept_and_replaced() {
         ssh_host_keys: vec!["ssh-ed25519 AAAA".into()],
         access: true,
         platform: "linux/x86_64".into(),
+        ..Report::default()
     };
-    fixture.device_seen(&id, &report, "0.1.0", NOW).await.unwrap();
+    fixture
+        .device_seen(&id, &report, BTreeMap::new(), "0.1.0", NOW)
+        .await
+        .unwrap();
     let seen = fixture.device(&id).await.unwrap().unwrap();
     assert_eq!(
         (seen.last_seen, seen.access, &seen.services),
@@ -34,7 +40,7 @@ async fn what_a_device_reports_is_kept_and_replaced() {
     report.access = false;
     report.ssh_host_keys.clear();
     fixture
-        .device_seen(&id, &report, "0.1.0", NOW.after(HOUR))
+        .device_seen(&id, &report, BTreeMap::new(), "0.1.0", NOW.after(HOUR))
         .await
         .unwrap();
     let seen = fixture.device(&id).await.unwrap().unwrap();
@@ -49,7 +55,7 @@ async fn a_device_that_was_never_enrolled_is_not_made_by_a_report() {
     let fixture = Fixture::new().await;
     let id = "ghost".parse().unwrap();
     fixture
-        .device_seen(&id, &Report::default(), "0.1.0", NOW)
+        .device_seen(&id, &Report::default(), BTreeMap::new(), "0.1.0", NOW)
         .await
         .unwrap();
     assert_eq!(fixture.device(&id).await.unwrap(), None);

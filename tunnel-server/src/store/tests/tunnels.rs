@@ -1,7 +1,12 @@
 //! Tunnels and tokens.
 
+use std::collections::BTreeMap;
+
 use tunnel_proto::api::Traffic;
 use tunnel_proto::bind::Role;
+use tunnel_proto::defaults::MAX_FACTS;
+use tunnel_proto::message::Report;
+use tunnel_proto::names::{FactName, FactValue};
 
 use super::*;
 
@@ -9,7 +14,11 @@ use super::*;
 async fn a_tunnel_opens_connects_and_ends_once() {
     let fixture = Fixture::with_policy().await;
     let id = tunnel(1).id;
-    fixture.open_tunnel(tunnel(1), NOW).await.unwrap().unwrap();
+    fixture
+        .open_tunnel(tunnel(1), Basis::default(), NOW)
+        .await
+        .unwrap()
+        .unwrap();
     let record = fixture.tunnel(id).await.unwrap().unwrap();
     assert_eq!(
         (&record.decided, record.state, record.opened_at),
@@ -78,19 +87,127 @@ async fn a_tunnel_that_is_not_there_does_not_end() {
     assert_eq!(fixture.tunnel(tunnel(1).id).await.unwrap(), None);
 }
 
+/// THREATS POL-04: what a decision was made from has changed before it was written.
+#[tokio::test]
+async fn pol_04_a_decision_from_older_facts_opens_nothing() {
+    let fixture = Fixture::with_policy().await;
+    fixture.enrolled_device("pump-17").await;
+    let pump: tunnel_proto::DeviceId = "pump-17".parse().unwrap();
+    let member = Member::Device(pump.clone());
+    let basis = |device_changes| Basis {
+        device_changes,
+        ..Basis::default()
+    };
+    let group: GroupName = "pumps".parse().unwrap();
+    assert!(
+        fixture
+            .add_to_group(member.clone(), group.clone(), "test".into())
+            .await
+            .unwrap()
+    );
+    let stale = fixture.open_tunnel(tunnel(1), basis(0), NOW).await.unwrap();
+    assert_eq!(stale, Err(NotOpened::FactsStale));
+    assert_eq!(fixture.tunnel(tunnel(1).id).await.unwrap(), None);
+    let changes = fixture.device(&pump).await.unwrap().unwrap().changes;
+    assert_eq!(
+        fixture.open_tunnel(tunnel(1), basis(changes), NOW).await.unwrap(),
+        Ok(())
+    );
+
+    // Facts count too, those that are set and those that are claimed; what is the same as before does not.
+    let facts = |value: &str| [("site".parse().unwrap(), value.parse().unwrap())].into();
+    let set = |value| fixture.set_facts(&pump, facts(value), Vec::new(), "test".into(), NOW);
+    assert_eq!(set("north").await.unwrap(), FactsSet::Done(true));
+    assert_eq!(set("north").await.unwrap(), FactsSet::Done(false));
+    let report = Report::default();
+    for (value, differs) in [("north", true), ("north", false), ("south", true)] {
+        let seen = fixture
+            .device_seen(&pump, &report, facts(value), "0.1.0", NOW)
+            .await;
+        assert_eq!(seen.unwrap(), differs, "{value}");
+    }
+    assert_eq!(fixture.device(&pump).await.unwrap().unwrap().changes, changes + 3);
+}
+
+/// THREATS POL-08: neither kind of fact ever becomes the other.
+#[tokio::test]
+async fn pol_08_facts_are_kept_apart_and_bounded() {
+    let fixture = Fixture::with_policy().await;
+    fixture.enrolled_device("pump-17").await;
+    let pump: tunnel_proto::DeviceId = "pump-17".parse().unwrap();
+    let facts = |names: std::ops::Range<usize>| -> BTreeMap<FactName, FactValue> {
+        names
+            .map(|i| (format!("f{i}").parse().unwrap(), "x".parse().unwrap()))
+            .collect()
+    };
+    let set = |names, unset| fixture.set_facts(&pump, facts(names), unset, "test".into(), NOW);
+    assert_eq!(set(0..MAX_FACTS, Vec::new()).await.unwrap(), FactsSet::Done(true));
+    assert_eq!(
+        set(MAX_FACTS..MAX_FACTS + 1, Vec::new()).await.unwrap(),
+        FactsSet::TooMany
+    );
+    let first: Vec<FactName> = vec!["f0".parse().unwrap()];
+    assert_eq!(
+        set(MAX_FACTS..MAX_FACTS + 1, first).await.unwrap(),
+        FactsSet::Done(true)
+    );
+    fixture
+        .device_seen(&pump, &Report::default(), facts(90..91), "0.1.0", NOW)
+        .await
+        .unwrap();
+    let device = fixture.device(&pump).await.unwrap().unwrap();
+    assert_eq!(device.asserted_facts.len(), MAX_FACTS);
+    assert!(
+        device
+            .asserted_facts
+            .keys()
+            .all(|name| !device.reported_facts.contains_key(name))
+    );
+    let unknown = "pump-99".parse().unwrap();
+    let nobody = fixture
+        .set_facts(&unknown, facts(0..1), Vec::new(), "test".into(), NOW)
+        .await;
+    assert_eq!(nobody.unwrap(), FactsSet::Unknown);
+    assert_eq!(
+        fixture
+            .kinds()
+            .await
+            .iter()
+            .filter(|kind| *kind == "facts.changed")
+            .count(),
+        2
+    );
+}
+
+/// THREATS POL-12: two edit at once, and one of them wins.
+#[tokio::test]
+async fn pol_12_a_policy_follows_the_one_that_was_edited() {
+    let fixture = Fixture::with_policy().await;
+    let put = |text: &str| fixture.set_policy(text.to_owned(), Some(1), "test".into(), NOW);
+    let (one, other) = tokio::join!(put("// a"), put("// b"));
+    let both = [one.unwrap(), other.unwrap()];
+    assert!(both.contains(&Ok(2)) && both.contains(&Err(2)), "{both:?}");
+    assert_eq!(fixture.policies(9).await.unwrap().len(), 2);
+    assert_eq!(fixture.policy_of(1).await.unwrap().unwrap().text, "// one");
+    assert_eq!(fixture.policy_of(3).await.unwrap(), None);
+}
+
 /// THREATS POL-03.
 #[tokio::test]
 async fn a_decision_of_an_older_policy_opens_nothing() {
     let fixture = Fixture::with_policy().await;
     assert_eq!(
         fixture
-            .set_policy("// two".into(), "test".into(), NOW)
+            .set_policy("// two".into(), None, "test".into(), NOW)
             .await
             .unwrap(),
-        2
+        Ok(2)
     );
     assert_eq!(
-        fixture.open_tunnel(tunnel(1), NOW).await.unwrap(),
+        fixture
+            .open_tunnel(tunnel(1), Basis::default(), NOW)
+            .await
+            .unwrap(),
         Err(NotOpened::PolicyStale { current: 2 })
     );
     assert_eq!(fixture.tunnel(tunnel(1).id).await.unwrap(), None);
@@ -98,7 +215,10 @@ async fn a_decision_of_an_older_policy_opens_nothing() {
         policy_revision: 2,
         ..tunnel(1)
     };
-    assert_eq!(fixture.open_tunnel(anew, NOW).await.unwrap(), Ok(()));
+    assert_eq!(
+        fixture.open_tunnel(anew, Basis::default(), NOW).await.unwrap(),
+        Ok(())
+    );
 }
 
 /// THREATS I6.
@@ -108,7 +228,11 @@ async fn nothing_opens_for_the_revoked() {
         let fixture = Fixture::with_policy().await;
         fixture.enrolled_device("pump-17").await;
         fixture.enrolled_operator("ana").await;
-        fixture.open_tunnel(tunnel(1), NOW).await.unwrap().unwrap();
+        fixture
+            .open_tunnel(tunnel(1), Basis::default(), NOW)
+            .await
+            .unwrap()
+            .unwrap();
         let identity = if revoked == "ana" {
             operator_identity(revoked)
         } else {
@@ -116,7 +240,10 @@ async fn nothing_opens_for_the_revoked() {
         };
         fixture.revoke(&identity, None, "t".into(), NOW).await.unwrap();
         assert_eq!(
-            fixture.open_tunnel(tunnel(2), NOW).await.unwrap(),
+            fixture
+                .open_tunnel(tunnel(2), Basis::default(), NOW)
+                .await
+                .unwrap(),
             Err(NotOpened::Revoked),
             "{revoked}"
         );
@@ -127,7 +254,11 @@ async fn nothing_opens_for_the_revoked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_hundred_that_redeem_at_once_one_is_first() {
     let fixture = Fixture::with_policy().await;
-    fixture.open_tunnel(tunnel(1), NOW).await.unwrap().unwrap();
+    fixture
+        .open_tunnel(tunnel(1), Basis::default(), NOW)
+        .await
+        .unwrap()
+        .unwrap();
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..100 {
         let store = fixture.store.clone();
@@ -173,7 +304,11 @@ async fn a_token_of_a_tunnel_that_is_over_is_worth_nothing() {
         fixture.redeem(token(1), id, Role::Source, NOW).await.unwrap(),
         Redeemed::Gone
     );
-    fixture.open_tunnel(tunnel(1), NOW).await.unwrap().unwrap();
+    fixture
+        .open_tunnel(tunnel(1), Basis::default(), NOW)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(
         fixture
             .redeem(token(1), id, Role::Source, NOW.after(HOUR))
@@ -206,7 +341,11 @@ async fn lists_are_newest_first_and_bounded() {
     let fixture = Fixture::with_policy().await;
     for number in 1..=5 {
         let at = NOW.after(Duration::from_secs(u64::from(number)));
-        fixture.open_tunnel(tunnel(number), at).await.unwrap().unwrap();
+        fixture
+            .open_tunnel(tunnel(number), Basis::default(), at)
+            .await
+            .unwrap()
+            .unwrap();
     }
     fixture
         .end_tunnel(tunnel(4).id, Code::TunnelIdle, "x", None, NOW)
@@ -239,6 +378,7 @@ async fn denials_and_sessions_are_recorded() {
         policy_revision: 1,
         policies: Vec::new(),
         source: "192.0.2.1".into(),
+        question: None,
     };
     fixture.deny(denied).await.unwrap();
     let session = SessionRecord {
@@ -273,14 +413,18 @@ async fn denials_and_sessions_are_recorded() {
 #[tokio::test]
 async fn a_circuit_is_of_one_tunnel_and_a_failed_operation_harms_no_other() {
     let fixture = Fixture::with_policy().await;
-    fixture.open_tunnel(tunnel(1), NOW).await.unwrap().unwrap();
+    fixture
+        .open_tunnel(tunnel(1), Basis::default(), NOW)
+        .await
+        .unwrap()
+        .unwrap();
     let twin = NewTunnel {
         circuit: tunnel(1).circuit,
         ..tunnel(2)
     };
     let (failed, done) = tokio::join!(
-        fixture.open_tunnel(twin, NOW),
-        fixture.open_tunnel(tunnel(3), NOW)
+        fixture.open_tunnel(twin, Basis::default(), NOW),
+        fixture.open_tunnel(tunnel(3), Basis::default(), NOW)
     );
     assert!(matches!(failed, Err(StoreError::Write(_))), "{failed:?}");
     assert_eq!(done.unwrap(), Ok(()));

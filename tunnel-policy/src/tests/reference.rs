@@ -6,14 +6,16 @@ use std::time::Duration;
 use fastrand::Rng;
 use tunnel_proto::ServiceName;
 
-use super::{circumstances, device, operator};
-use crate::policy::{Action, Device, Engine, Operator, Request};
+use super::{NOW, asserting, circumstances, device, operator, reporting};
+use crate::{Action, Approval, Circumstances, Device, Engine, Limits, Operator, Outcome, Request, Terms};
 
 const OPERATORS: [&str; 3] = ["ana", "ben", "eve"];
 const OPERATOR_GROUPS: [&str; 3] = ["admins", "technicians", "guests"];
 const DEVICES: [&str; 3] = ["pump-1", "pump-2", "mill-1"];
 const DEVICE_GROUPS: [&str; 2] = ["pumps", "mills"];
 const SERVICES: [&str; 3] = ["ssh", "diag", "web"];
+const REPORTED_GROUPS: [&str; 2] = ["pumps", "old"];
+const VALUES: [&str; 3] = ["north", "south", "7"];
 const ACTIONS: [&str; 4] = ["connect", "view", "revoke", "read-audit"];
 
 /// Policy sets that are tried; the engine answers several requests for each.
@@ -23,6 +25,8 @@ const REQUESTS: u32 = 8;
 #[derive(Clone, Debug)]
 struct Policy {
     permit: bool,
+    approval: bool,
+    sessions: Option<u32>,
     operator: Who,
     actions: Vec<&'static str>,
     resource: What,
@@ -41,6 +45,7 @@ enum What {
     Anything,
     OfDevice(&'static str),
     In(&'static str),
+    InReported(&'static str),
     Service(&'static str, &'static str),
 }
 
@@ -52,6 +57,12 @@ enum Condition {
     AsksFor(&'static str),
     NameIs(&'static str),
     FromTen,
+    /// Of the asserted facts if true, else of the reported ones.
+    FactIs(bool, &'static str),
+    FactAbove(bool, i64),
+    HourBelow(u64),
+    Approved,
+    MfaBelow(u64),
     Fails,
 }
 
@@ -65,6 +76,11 @@ struct Asked {
     services: Vec<ServiceName>,
     ttl: u64,
     reason: Option<&'static str>,
+    asserted: Option<&'static str>,
+    reported: Option<&'static str>,
+    hour: u64,
+    approved: bool,
+    mfa: Option<u64>,
 }
 
 fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
@@ -90,18 +106,23 @@ impl Policy {
         } else {
             vec!["connect"]
         };
+        let permit = rng.u8(..3) > 0;
+        let connects = actions == ["connect"];
         Self {
-            permit: rng.u8(..3) > 0,
+            permit,
+            approval: connects && rng.u8(..5) == 0,
+            sessions: (connects && permit && rng.bool()).then(|| rng.u32(1..9)),
             operator: match rng.u8(..3) {
                 0 => Who::Anybody,
                 1 => Who::Named(pick(rng, &OPERATORS)),
                 _ => Who::In(pick(rng, &OPERATOR_GROUPS)),
             },
             actions,
-            resource: match rng.u8(..6) {
+            resource: match rng.u8(..7) {
                 0..3 => What::Anything,
                 3 => What::OfDevice(pick(rng, &DEVICES)),
                 4 => What::In(pick(rng, &DEVICE_GROUPS)),
+                5 => What::InReported(pick(rng, &REPORTED_GROUPS)),
                 _ => What::Service(pick(rng, &DEVICES), pick(rng, &SERVICES)),
             },
             conditions,
@@ -127,9 +148,17 @@ impl Policy {
             What::Anything => "resource".to_owned(),
             What::OfDevice(id) => format!("resource in Device::\"{id}\""),
             What::In(group) => format!("resource in DeviceGroup::\"{group}\""),
+            What::InReported(group) => format!("resource in ReportedGroup::\"{group}\""),
             What::Service(device, service) => format!("resource == Service::\"{device}/{service}\""),
         };
-        let mut text = format!("@id(\"p{number}\") {effect} ({operator}, {action}, {resource})");
+        let mut text = format!("@id(\"p{number}\") ");
+        if self.approval {
+            text.push_str("@requires_approval ");
+        }
+        if let Some(sessions) = self.sessions {
+            let _ = write!(text, "@max_sessions(\"{sessions}\") ");
+        }
+        let _ = write!(text, "{effect} ({operator}, {action}, {resource})");
         for (when, condition) in &self.conditions {
             let word = if *when { "when" } else { "unless" };
             let _ = write!(text, " {word} {{ {} }}", condition.to_cedar());
@@ -150,6 +179,7 @@ impl Policy {
             What::Anything => true,
             What::OfDevice(id) => about_device && asked.device.id.as_str() == *id,
             What::In(group) => about_device && asked.device.groups.iter().any(|of| of.as_str() == *group),
+            What::InReported(group) => about_device && asked.reported_groups().contains(group),
             What::Service(device, service) => {
                 asked.action == "connect" && asked.device.id.as_str() == *device && asked.service == *service
             }
@@ -168,13 +198,18 @@ impl Policy {
 
 impl Condition {
     fn random(rng: &mut Rng) -> Self {
-        match rng.u8(..13) {
+        match rng.u8(..22) {
             0..2 => Self::HasReason,
             2..4 => Self::ReasonIs(pick(rng, &["a", "b"])),
             4..6 => Self::TtlBelow(rng.u64(..5)),
             6..8 => Self::AsksFor(pick(rng, &SERVICES)),
             8..10 => Self::NameIs(pick(rng, &SERVICES)),
             10..12 => Self::FromTen,
+            12..14 => Self::FactIs(rng.bool(), pick(rng, &VALUES)),
+            14..16 => Self::FactAbove(rng.bool(), rng.i64(5..9)),
+            16..18 => Self::HourBelow(rng.u64(..24)),
+            18 => Self::Approved,
+            19..21 => Self::MfaBelow(rng.u64(..5)),
             _ => Self::Fails,
         }
     }
@@ -187,6 +222,22 @@ impl Condition {
             Self::AsksFor(name) => format!("context.services.contains(\"{name}\")"),
             Self::NameIs(name) => format!("resource.name == \"{name}\""),
             Self::FromTen => "context.source.isInRange(ip(\"10.0.0.0/8\"))".into(),
+            Self::FactIs(asserted, value) => {
+                let kind = kind(*asserted);
+                format!(
+                    "resource.device.{kind}.hasTag(\"f\") && resource.device.{kind}.getTag(\"f\").value == \"{value}\""
+                )
+            }
+            Self::FactAbove(asserted, least) => {
+                let kind = kind(*asserted);
+                format!(
+                    "resource.device.{kind}.hasTag(\"f\") && resource.device.{kind}.getTag(\"f\") has number && \
+                     resource.device.{kind}.getTag(\"f\").number > {least}"
+                )
+            }
+            Self::HourBelow(hour) => format!("context.utc.hour < {hour}"),
+            Self::Approved => "context has approval && context.approval.approvers.contains(\"ben\")".into(),
+            Self::MfaBelow(secs) => format!("context has mfa_age_secs && context.mfa_age_secs < {secs}"),
             Self::Fails => format!("context.now * {} > 0", i64::MAX),
         }
     }
@@ -199,6 +250,14 @@ impl Condition {
             Self::AsksFor(name) => asked.services.iter().any(|service| service.as_str() == *name),
             Self::NameIs(name) => asked.service == *name,
             Self::FromTen => true,
+            Self::FactIs(asserted, value) => asked.fact(*asserted) == Some(value),
+            Self::FactAbove(asserted, least) => asked
+                .fact(*asserted)
+                .and_then(|value| value.parse::<i64>().ok())
+                .is_some_and(|number| number > *least),
+            Self::HourBelow(hour) => asked.hour < *hour,
+            Self::Approved => asked.approved,
+            Self::MfaBelow(secs) => asked.mfa.is_some_and(|age| age < *secs),
             Self::Fails => return Err(()),
         })
     }
@@ -209,25 +268,64 @@ impl Asked {
         let services: Vec<ServiceName> = SERVICES.iter().map(|name| name.parse().unwrap()).collect();
         let operator_groups = some_of(rng, &OPERATOR_GROUPS);
         let device_groups = some_of(rng, &DEVICE_GROUPS);
+        let fact = [None, Some("north"), Some("south"), Some("7"), Some("8")];
+        let (asserted, reported) = (pick(rng, &fact), pick(rng, &fact));
+        let device = device(pick(rng, &DEVICES), &device_groups);
+        let device = asserting(device, &asserted.map_or(vec![], |value| vec![("f", value)]));
         Self {
             operator: operator(pick(rng, &OPERATORS), &operator_groups),
-            device: device(pick(rng, &DEVICES), &device_groups),
+            device: reporting(device, &reported.map_or(vec![], |value| vec![("f", value)])),
             action: pick(rng, &ACTIONS),
             service: pick(rng, &SERVICES),
             services: services.into_iter().filter(|_| rng.bool()).collect(),
             ttl: rng.u64(..5),
             reason: pick(rng, &[None, Some("a"), Some("b")]),
+            asserted,
+            reported,
+            hour: rng.u64(..24),
+            approved: rng.bool(),
+            mfa: rng.bool().then(|| rng.u64(..5)),
         }
     }
 
-    fn action<'a>(&'a self, service: &'a ServiceName) -> Action<'a> {
+    fn fact(&self, asserted: bool) -> Option<&'static str> {
+        if asserted { self.asserted } else { self.reported }
+    }
+
+    /// What [`GROUPS`] says.
+    fn reported_groups(&self) -> Vec<&'static str> {
+        let north = (self.reported == Some("north")).then_some("pumps");
+        let old = (self.reported == Some("south") || self.asserted == Some("south")).then_some("old");
+        north.into_iter().chain(old).collect()
+    }
+
+    fn terms(&self) -> Terms {
+        Terms {
+            services: self.services.clone(),
+            ttl: Duration::from_secs(self.ttl),
+            reason: self.reason.map(str::to_owned),
+            approval: self.approved.then(|| Approval {
+                approvers: vec!["ben".parse().unwrap()],
+                until: NOW,
+            }),
+        }
+    }
+
+    fn circumstances(&self) -> Circumstances {
+        let day = NOW.as_secs() / 86_400 * 86_400;
+        Circumstances {
+            now: tunnel_proto::UnixTime::from_secs(day + self.hour * 3600),
+            mfa_age: self.mfa.map(Duration::from_secs),
+            ..circumstances()
+        }
+    }
+
+    fn action<'a>(&'a self, service: &'a ServiceName, terms: &'a Terms) -> Action<'a> {
         match self.action {
             "connect" => Action::Connect {
                 device: &self.device,
                 service,
-                services: &self.services,
-                ttl: Duration::from_secs(self.ttl),
-                reason: self.reason,
+                terms,
             },
             "view" => Action::View(&self.device),
             "revoke" => Action::Revoke,
@@ -236,25 +334,63 @@ impl Asked {
     }
 }
 
-/// Decides as the words say it: deny by default, `forbid` wins, a failure denies.
-fn decide(policies: &[Policy], asked: &Asked) -> (bool, Vec<String>) {
+fn kind(asserted: bool) -> &'static str {
+    if asserted { "asserted" } else { "reported" }
+}
+
+/// The reported groups of all sets. One has the name of a group that devices are put into.
+const GROUPS: &str = r#"
+@id("g0") permit (principal, action == Action::"belong", resource == ReportedGroup::"pumps")
+when { principal.reported.hasTag("f") && principal.reported.getTag("f").value == "north" };
+@id("g1") permit (principal, action == Action::"belong", resource == ReportedGroup::"old")
+when { (principal.reported.hasTag("f") && principal.reported.getTag("f").value == "south")
+    || (principal.asserted.hasTag("f") && principal.asserted.getTag("f").value == "south") };
+"#;
+
+/// Decides as the words say it: deny by default, `forbid` wins, a failure denies, an agreement takes away what asks for
+/// one, and the narrowest limit counts.
+fn decide(policies: &[Policy], asked: &Asked) -> (Outcome, Vec<String>, Limits) {
     let named = |which: &dyn Fn(&Policy) -> bool| -> Vec<String> {
         let numbered = policies.iter().enumerate().filter(|(_, policy)| which(policy));
         let mut names: Vec<String> = numbered.map(|(number, _)| format!("p{number}")).collect();
         names.sort_unstable();
         names
     };
-    let permits = named(&|policy| policy.permit && policy.fits(asked) == Ok(true));
-    let forbids = named(&|policy| !policy.permit && policy.fits(asked) == Ok(true));
-    let failed = named(&|policy| policy.fits(asked).is_err());
-    match (permits.is_empty(), forbids.is_empty(), failed.is_empty()) {
-        (_, false, _) => (false, forbids),
-        (true, true, _) => (false, Vec::new()),
-        (false, true, false) => (false, failed),
-        (false, true, true) => (true, permits),
+    let approved = asked.approved && asked.action == "connect";
+    let soft = |policy: &Policy| !policy.permit && policy.approval;
+    let fits = |policy: &Policy| policy.fits(asked) == Ok(true);
+    let permits = named(&|policy| policy.permit && fits(policy));
+    let free = named(&|policy| policy.permit && fits(policy) && (approved || !policy.approval));
+    let forbids = named(&|policy| !policy.permit && !policy.approval && fits(policy));
+    let forbids_softly = named(&|policy| soft(policy) && !approved && fits(policy));
+    let failed = named(&|policy| !soft(policy) && policy.fits(asked).is_err());
+    let failed_softly = named(&|policy| soft(policy) && !approved && policy.fits(asked).is_err());
+    let none = Limits::default();
+    if !forbids.is_empty() {
+        return (Outcome::Deny, forbids, none);
     }
+    if permits.is_empty() {
+        return (Outcome::Deny, Vec::new(), none);
+    }
+    for failed in [failed, failed_softly] {
+        if !failed.is_empty() {
+            return (Outcome::Deny, failed, none);
+        }
+    }
+    if !forbids_softly.is_empty() {
+        return (Outcome::NeedsApproval, forbids_softly, none);
+    }
+    if free.is_empty() {
+        return (Outcome::NeedsApproval, permits, none);
+    }
+    let counting = policies
+        .iter()
+        .filter(|policy| policy.permit && fits(policy) && (approved || !policy.approval));
+    let sessions = counting.filter_map(|policy| policy.sessions).min();
+    (Outcome::Allow, free, Limits { sessions, ..none })
 }
 
+/// THREATS POL-02.
 #[test]
 fn the_engine_decides_as_a_plain_evaluator_does() {
     let seed = std::env::var("TUNNEL_TEST_SEED")
@@ -262,35 +398,34 @@ fn the_engine_decides_as_a_plain_evaluator_does() {
         .and_then(|text| text.parse().ok())
         .unwrap_or_else(|| fastrand::u64(..));
     let mut rng = Rng::with_seed(seed);
-    let (mut allowed, mut failed) = (0, 0);
+    let (mut allowed, mut failed, mut waiting, mut limited) = (0, 0, 0, 0);
     for _ in 0..SETS {
         let policies: Vec<Policy> = (0..rng.usize(..7)).map(|_| Policy::random(&mut rng)).collect();
         let text: String = policies
             .iter()
             .enumerate()
             .map(|(number, policy)| policy.to_cedar(number))
+            .chain([GROUPS.to_owned()])
             .collect();
         let engine = Engine::new(&text).unwrap_or_else(|error| panic!("seed {seed}: {error} in\n{text}"));
         for _ in 0..REQUESTS {
             let asked = Asked::random(&mut rng);
             let service: ServiceName = asked.service.parse().unwrap();
-            let circumstances = circumstances();
-            let request = Request {
+            let (circumstances, terms) = (asked.circumstances(), asked.terms());
+            let decision = engine.decide(&Request {
                 operator: &asked.operator,
-                action: asked.action(&service),
+                action: asked.action(&service, &terms),
                 circumstances: &circumstances,
-            };
-            let decision = engine.decide(&request);
-            let (allow, names) = decide(&policies, &asked);
+            });
+            let (outcome, names, limits) = decide(&policies, &asked);
             assert_eq!(
-                decision.allow, allow,
+                (decision.outcome, &decision.policies, decision.limits),
+                (outcome, &names, limits),
                 "seed {seed}: {asked:?}\n{text}{decision:?}"
             );
-            assert_eq!(
-                decision.policies, names,
-                "seed {seed}: {asked:?}\n{text}{decision:?}"
-            );
-            allowed += u32::from(allow);
+            allowed += u32::from(outcome == Outcome::Allow);
+            waiting += u32::from(outcome == Outcome::NeedsApproval);
+            limited += u32::from(limits.sessions.is_some());
             failed += u32::from(!decision.errors.is_empty());
         }
     }
@@ -300,5 +435,11 @@ fn the_engine_decides_as_a_plain_evaluator_does() {
         allowed > total / 20 && allowed < total * 19 / 20,
         "seed {seed}: {allowed} of {total} were allowed"
     );
-    assert!(failed > total / 200, "seed {seed}: {failed} of {total} failed");
+    for (count, what) in [
+        (failed, "failed"),
+        (waiting, "need an approval"),
+        (limited, "are limited"),
+    ] {
+        assert!(count > total / 1000, "seed {seed}: {count} of {total} {what}");
+    }
 }

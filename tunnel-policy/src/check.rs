@@ -3,11 +3,36 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr as _;
+use std::sync::LazyLock;
 
 use cedar_policy::ffi::DetailedError;
-use cedar_policy::{PolicySet, ValidationMode, Validator};
+use cedar_policy::{
+    ActionConstraint, Policy, PolicySet, ResourceConstraint, Schema, ValidationMode, Validator,
+};
 
-use super::SCHEMA;
+use crate::entities::BELONG;
+use crate::limits;
+
+/// The schema in two parts: a policy without an action of its own is about what operators do, and never about groups.
+pub(crate) struct Schemas {
+    /// What operators do.
+    pub(crate) actions: Schema,
+    /// Which devices belong to a reported group.
+    pub(crate) groups: Schema,
+}
+
+pub(crate) static SCHEMAS: LazyLock<Schemas> = LazyLock::new(|| {
+    const TYPES: &str = include_str!("schema/types.cedarschema");
+    let schema = |actions: &str| {
+        let (schema, _) = Schema::from_cedarschema_str(&format!("{TYPES}{actions}"))
+            .expect("the schema is part of the program, and tested");
+        schema
+    };
+    Schemas {
+        actions: schema(include_str!("schema/actions.cedarschema")),
+        groups: schema(include_str!("schema/groups.cedarschema")),
+    }
+});
 
 /// Longest policy text, in bytes: thousands of policies (THREATS POL-06).
 pub const MAX_POLICY_BYTES: usize = 256 * 1024;
@@ -78,7 +103,7 @@ pub fn check(text: &str) -> Checked {
 }
 
 /// Reads a policy text and refuses it unless it is good.
-pub(super) fn parse(text: &str) -> Result<PolicySet, PolicyErrors> {
+pub(crate) fn parse(text: &str) -> Result<PolicySet, PolicyErrors> {
     let policies = read(text)?;
     let (errors, _) = judge(text, &policies);
     if errors.is_empty() {
@@ -117,27 +142,75 @@ fn judge(text: &str, policies: &PolicySet) -> (Vec<Problem>, Vec<Problem>) {
             message: "templates (`?principal`, `?resource`) are not supported".into(),
         });
     }
-    let found = Validator::new(SCHEMA.clone()).validate(policies, ValidationMode::Strict);
-    errors.extend(
-        found
-            .validation_errors()
-            .flat_map(|error| problems(text, &DetailedError::from(error))),
-    );
-    let warnings = found
-        .validation_warnings()
-        .flat_map(|warning| problems(text, &DetailedError::from(warning)))
-        .collect();
+    for policy in policies.policies() {
+        let found = limits::read(policy).err().into_iter().flatten();
+        let line = |policy: &Policy| policy_line(text, policy);
+        errors.extend(found.chain(wrong_group(policy)).map(|message| Problem {
+            line: line(policy),
+            message,
+        }));
+    }
+    let mut warnings = Vec::new();
+    let (groups, others) = apart(policies);
+    for (schema, policies) in [(&SCHEMAS.actions, &others), (&SCHEMAS.groups, &groups)] {
+        let found = Validator::new(schema.clone()).validate(policies, ValidationMode::Strict);
+        errors.extend(
+            found
+                .validation_errors()
+                .flat_map(|error| problems(text, &DetailedError::from(error))),
+        );
+        warnings.extend(
+            found
+                .validation_warnings()
+                .flat_map(|warning| problems(text, &DetailedError::from(warning))),
+        );
+    }
+    errors.sort_by_key(|problem| problem.line);
     (errors, warnings)
+}
+
+/// Says whether a policy says which devices belong to a reported group.
+pub(crate) fn is_about_groups(policy: &Policy) -> bool {
+    matches!(policy.action_constraint(), ActionConstraint::Eq(action) if action.id().unescaped() == BELONG)
+}
+
+/// Parts the policies about reported groups from all others.
+fn apart(policies: &PolicySet) -> (PolicySet, PolicySet) {
+    let (mut groups, mut others) = (PolicySet::new(), PolicySet::new());
+    for policy in policies.policies() {
+        let set = if is_about_groups(policy) {
+            &mut groups
+        } else {
+            &mut others
+        };
+        // Each has an id of its own.
+        let _ = set.add(policy.clone());
+    }
+    (groups, others)
+}
+
+/// Refuses a policy about groups that names none: the groups that there are have to be known.
+fn wrong_group(policy: &Policy) -> Option<String> {
+    let named = matches!(policy.resource_constraint(), ResourceConstraint::Eq(_));
+    (is_about_groups(policy) && !named).then(|| {
+        format!(
+            "`{}` has to name its group, as `resource == ReportedGroup::\"old\"`",
+            limits::name(policy)
+        )
+    })
+}
+
+/// Returns the line at which a policy begins.
+fn policy_line(text: &str, policy: &Policy) -> Option<usize> {
+    // A policy of a text shows as it stands there.
+    text.find(policy.to_string().trim()).map(|at| line_of(text, at))
 }
 
 /// Finds names that two policies share: a decision could not say which of them it means.
 fn names(policies: &PolicySet) -> Vec<Problem> {
     let mut uses: BTreeMap<String, u32> = BTreeMap::new();
     for policy in policies.policies() {
-        let name = policy
-            .annotation("id")
-            .map_or_else(|| policy.id().to_string(), str::to_owned);
-        *uses.entry(name).or_default() += 1;
+        *uses.entry(limits::name(policy)).or_default() += 1;
     }
     let shared = uses.into_iter().filter(|(_, count)| *count > 1);
     shared

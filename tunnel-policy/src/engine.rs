@@ -1,0 +1,436 @@
+//! A policy set in use.
+
+use std::collections::{BTreeMap, HashMap};
+
+use cedar_policy::{
+    ActionConstraint, AuthorizationError, Authorizer, Effect, Entities, Policy, PolicyId, PolicySet,
+    ResourceConstraint, Response,
+};
+use tunnel_proto::ServiceName;
+
+use crate::check::{self, PolicyErrors, SCHEMAS};
+use crate::entities;
+use crate::limits::{self, Annotations, Limits};
+use crate::question::{Action, Device, Question, Request};
+
+/// A policy set that was checked and decides.
+pub struct Engine {
+    /// Of each action, the policies that can concern it.
+    rules: BTreeMap<&'static str, Rules>,
+    groups: Groups,
+    notes: HashMap<PolicyId, Note>,
+    all: PolicySet,
+    authorizer: Authorizer,
+}
+
+/// The policies of one action. Those that forbid only what nobody has agreed to stand apart, since an agreement takes
+/// them away.
+#[derive(Default)]
+struct Rules {
+    firm: PolicySet,
+    unless_approved: PolicySet,
+}
+
+/// The policies that say which devices belong to a reported group.
+#[derive(Default)]
+struct Groups {
+    names: Vec<String>,
+    policies: PolicySet,
+}
+
+/// What is looked up about a policy after it has decided.
+struct Note {
+    name: String,
+    annotations: Annotations,
+}
+
+/// What came of a request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use]
+pub struct Decision {
+    /// What it is.
+    pub outcome: Outcome,
+    /// The policies that decided, by their `@id`: the permits of a permission, the forbids of a denial, those that ask
+    /// for an approval, or the ones that failed and thereby took a permission away. None fitted if this is empty.
+    pub policies: Vec<String>,
+    /// What failed in the evaluation, if anything did. The request is then denied, and somebody should look.
+    pub errors: Vec<String>,
+    /// The limits of a permission.
+    pub limits: Limits,
+}
+
+/// The decision about one request.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Outcome {
+    /// It is permitted.
+    Allow,
+    /// It is not.
+    Deny,
+    /// It would be permitted if others agreed.
+    NeedsApproval,
+}
+
+/// What came of asking for a tunnel: all of its services are permitted, or one is named that is not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use]
+pub struct Verdict {
+    /// Whether the operator may know that the device is there at all.
+    pub visible: bool,
+    /// The decision: about the service that is not permitted, or about all of them together.
+    pub decision: Decision,
+    /// The first service that is not permitted.
+    pub denied: Option<ServiceName>,
+}
+
+impl Decision {
+    /// Says whether the request is permitted.
+    pub fn is_allowed(&self) -> bool {
+        self.outcome == Outcome::Allow
+    }
+
+    fn deny(policies: Vec<String>, errors: Vec<String>) -> Self {
+        Self {
+            outcome: Outcome::Deny,
+            policies,
+            errors,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Verdict {
+    /// Says whether the tunnel is permitted.
+    pub fn is_allowed(&self) -> bool {
+        self.visible && self.decision.is_allowed()
+    }
+}
+
+impl Engine {
+    /// Takes a policy set into use.
+    ///
+    /// # Errors
+    /// Returns everything that is wrong with the text, each with its line.
+    pub fn new(text: &str) -> Result<Self, PolicyErrors> {
+        check::parse(text).map(Self::of)
+    }
+
+    /// Returns an engine that denies everything, for when there is no policy that can be used.
+    pub fn deny_all() -> Self {
+        Self::of(PolicySet::new())
+    }
+
+    /// Sorts a checked policy set by what each policy can concern.
+    fn of(all: PolicySet) -> Self {
+        let mut engine = Self {
+            rules: Action::NAMES
+                .iter()
+                .map(|name| (*name, Rules::default()))
+                .collect(),
+            groups: Groups::default(),
+            notes: HashMap::new(),
+            all: all.clone(),
+            authorizer: Authorizer::new(),
+        };
+        for policy in all.policies() {
+            engine.sort(policy);
+        }
+        engine.groups.names.sort_unstable();
+        engine.groups.names.dedup();
+        engine
+    }
+
+    fn sort(&mut self, policy: &Policy) {
+        // What the check has let pass can be read, and no name is there twice.
+        let annotations = limits::read(policy).unwrap_or_default();
+        let note = Note {
+            name: limits::name(policy),
+            annotations,
+        };
+        self.notes.insert(policy.id().clone(), note);
+        if check::is_about_groups(policy) {
+            if let ResourceConstraint::Eq(group) = policy.resource_constraint() {
+                self.groups.names.push(group.id().unescaped().to_owned());
+            }
+            let _ = self.groups.policies.add(policy.clone());
+            return;
+        }
+        let soft = annotations.approval && policy.effect() == Effect::Forbid;
+        for (action, rules) in &mut self.rules {
+            if concerns(policy, action) {
+                let set = if soft {
+                    &mut rules.unless_approved
+                } else {
+                    &mut rules.firm
+                };
+                let _ = set.add(policy.clone());
+            }
+        }
+    }
+
+    /// Decides whether an operator may have a tunnel, and with which limits.
+    pub fn weigh(&self, question: &Question) -> Verdict {
+        let Question {
+            operator,
+            circumstances,
+            device,
+            terms,
+        } = question;
+        let ask = |action| {
+            self.decide(&Request {
+                operator,
+                action,
+                circumstances,
+            })
+        };
+        let view = ask(Action::View(device));
+        if !view.is_allowed() {
+            return Verdict {
+                visible: false,
+                decision: view,
+                denied: None,
+            };
+        }
+        let mut all = Decision {
+            outcome: if terms.services.is_empty() {
+                Outcome::Deny
+            } else {
+                Outcome::Allow
+            },
+            policies: Vec::new(),
+            errors: Vec::new(),
+            limits: Limits::default(),
+        };
+        let mut denied: Option<(Decision, ServiceName)> = None;
+        for service in &terms.services {
+            let decision = ask(Action::Connect {
+                device,
+                service,
+                terms,
+            });
+            match decision.outcome {
+                Outcome::Allow => {
+                    all.limits = all.limits.narrowest(decision.limits);
+                    all.policies.extend(decision.policies);
+                }
+                // An approval does not help as long as something else stands in the way.
+                Outcome::NeedsApproval => drop(denied.get_or_insert((decision, service.clone()))),
+                Outcome::Deny => {
+                    denied = Some((decision, service.clone()));
+                    break;
+                }
+            }
+        }
+        all.policies.sort_unstable();
+        all.policies.dedup();
+        let (decision, denied) = denied.map_or((all, None), |(decision, service)| (decision, Some(service)));
+        Verdict {
+            visible: true,
+            decision,
+            denied,
+        }
+    }
+
+    /// Decides about one of the services that a tunnel is asked for with, as if it were the only one that counts.
+    pub(crate) fn weigh_service(&self, question: &Question, service: &ServiceName) -> Outcome {
+        let Question {
+            operator,
+            circumstances,
+            device,
+            terms,
+        } = question;
+        let ask = |action| {
+            self.decide(&Request {
+                operator,
+                action,
+                circumstances,
+            })
+        };
+        if ask(Action::View(device)).is_allowed() {
+            ask(Action::Connect {
+                device,
+                service,
+                terms,
+            })
+            .outcome
+        } else {
+            Outcome::Deny
+        }
+    }
+
+    /// Decides one request.
+    pub fn decide(&self, request: &Request<'_>) -> Decision {
+        let Some(rules) = self.rules.get(request.action.as_str()) else {
+            return Decision::deny(Vec::new(), Vec::new());
+        };
+        let built = self
+            .groups_of(request)
+            .and_then(|groups| entities::build(request, &groups, &SCHEMAS.actions));
+        match built {
+            Ok((entities, asked)) => self.judge(rules, request, &entities, &asked),
+            Err(error) => Decision::deny(Vec::new(), vec![error]),
+        }
+    }
+
+    fn judge(
+        &self,
+        rules: &Rules,
+        request: &Request<'_>,
+        entities: &Entities,
+        asked: &cedar_policy::Request,
+    ) -> Decision {
+        let approved = matches!(&request.action, Action::Connect { terms, .. } if terms.approval.is_some());
+        let answer = self.authorizer.is_authorized(asked, &rules.firm, entities);
+        if answer.decision() == cedar_policy::Decision::Deny {
+            return Decision::deny(self.reasons(&answer), errors(&answer));
+        }
+        if let Some(failed) = self.failed(&answer) {
+            return failed;
+        }
+        if !approved {
+            let soft = self
+                .authorizer
+                .is_authorized(asked, &rules.unless_approved, entities);
+            if let Some(failed) = self.failed(&soft) {
+                return failed;
+            }
+            let reasons = self.reasons(&soft);
+            if !reasons.is_empty() {
+                return Decision {
+                    outcome: Outcome::NeedsApproval,
+                    ..Decision::deny(reasons, Vec::new())
+                };
+            }
+        }
+        let notes: Vec<&Note> = answer
+            .diagnostics()
+            .reason()
+            .filter_map(|id| self.notes.get(id))
+            .collect();
+        let counting: Vec<&&Note> = notes
+            .iter()
+            .filter(|note| approved || !note.annotations.approval)
+            .collect();
+        if counting.is_empty() {
+            return Decision {
+                outcome: Outcome::NeedsApproval,
+                ..Decision::deny(self.reasons(&answer), Vec::new())
+            };
+        }
+        let mut policies: Vec<String> = counting.iter().map(|note| note.name.clone()).collect();
+        policies.sort_unstable();
+        let limits = counting.iter().map(|note| note.annotations.limits);
+        Decision {
+            outcome: Outcome::Allow,
+            policies,
+            errors: Vec::new(),
+            limits: limits.fold(Limits::default(), Limits::narrowest),
+        }
+    }
+
+    /// Returns the reported groups that the device of a request belongs to.
+    fn groups_of(&self, request: &Request<'_>) -> Result<Vec<String>, String> {
+        match request.action.device() {
+            Some(device) if !self.groups.names.is_empty() => {
+                self.reported_groups(device, request.circumstances.now)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Returns the reported groups that a device belongs to by what it says of itself.
+    ///
+    /// # Errors
+    /// Returns what failed: then nobody knows.
+    pub fn reported_groups(
+        &self,
+        device: &Device,
+        now: tunnel_proto::UnixTime,
+    ) -> Result<Vec<String>, String> {
+        let mut groups = Vec::new();
+        for group in &self.groups.names {
+            let (entities, asked) = entities::belongs(device, group, now)?;
+            let entities = Entities::from_entities(entities, Some(&SCHEMAS.groups))
+                .map_err(|error| error.to_string())?;
+            let answer = self
+                .authorizer
+                .is_authorized(&asked, &self.groups.policies, &entities);
+            if let Some(error) = errors(&answer).pop() {
+                return Err(error);
+            }
+            if answer.decision() == cedar_policy::Decision::Allow {
+                groups.push(group.clone());
+            }
+        }
+        Ok(groups)
+    }
+
+    /// Returns the denial of an answer in whose making a policy failed.
+    fn failed(&self, answer: &Response) -> Option<Decision> {
+        let mut failed: Vec<String> = answer
+            .diagnostics()
+            .errors()
+            .map(|AuthorizationError::PolicyEvaluationError(failed)| self.name(failed.policy_id()))
+            .collect();
+        failed.sort_unstable();
+        (!failed.is_empty()).then(|| Decision::deny(failed, errors(answer)))
+    }
+
+    fn reasons(&self, answer: &Response) -> Vec<String> {
+        let mut names: Vec<String> = answer.diagnostics().reason().map(|id| self.name(id)).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn name(&self, id: &PolicyId) -> String {
+        self.notes
+            .get(id)
+            .map_or_else(|| id.to_string(), |note| note.name.clone())
+    }
+
+    /// Returns how many policies there are.
+    pub fn len(&self) -> usize {
+        self.all.num_of_policies()
+    }
+
+    /// Says whether there is no policy, so that everything is denied.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the policies with their names.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, &Policy)> {
+        let name = |policy: &Policy| self.notes.get(policy.id()).map_or("", |note| note.name.as_str());
+        self.all.policies().map(move |policy| (name(policy), policy))
+    }
+
+    /// Says whether the passing of time alone can change a decision: then live tunnels are weighed anew now and then.
+    pub fn depends_on_time(&self) -> bool {
+        const WORDS: [&str; 5] = ["context.now", "context.utc", "age_secs", "\"now\"", "\"utc\""];
+        self.policies().any(|(_, policy)| {
+            let text = policy.to_string();
+            WORDS.iter().any(|word| text.contains(word))
+        })
+    }
+}
+
+fn errors(answer: &Response) -> Vec<String> {
+    answer.diagnostics().errors().map(ToString::to_string).collect()
+}
+
+/// Says whether a policy can have a say about an action, by its scope.
+fn concerns(policy: &Policy, action: &str) -> bool {
+    let is = |other: &cedar_policy::EntityUid| other.id().unescaped() == action;
+    match policy.action_constraint() {
+        ActionConstraint::Any => true,
+        ActionConstraint::Eq(one) => is(&one),
+        ActionConstraint::In(many) => many.iter().any(is),
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("policies", &self.len())
+            .finish_non_exhaustive()
+    }
+}

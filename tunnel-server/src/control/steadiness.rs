@@ -1,0 +1,97 @@
+//! Whether the wall clock can be relied on: it goes as the monotonic clock goes, or it has jumped. Pure.
+
+use std::time::{Duration, Instant};
+
+use tunnel_proto::UnixTime;
+
+/// How long the clock must have gone evenly after a jump. Whoever set it once may set it back.
+const SETTLES: Duration = Duration::from_secs(120);
+
+/// How far the clock may be off since the last look, and how much more for each second since: time daemons slew.
+const TOLERANCE: Duration = Duration::from_secs(5);
+const SLEW: u32 = 1000;
+
+/// The time, and whether rules that ask for it may be answered (THREATS POL-11).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) now: UnixTime,
+    pub(crate) steady: bool,
+}
+
+/// Watches the clock by its own readings.
+#[derive(Debug)]
+pub(crate) struct Steadiness {
+    last: (UnixTime, Instant),
+    jumped: Option<Instant>,
+}
+
+impl Steadiness {
+    /// Begins with a clock that is believed.
+    pub(crate) const fn new(wall: UnixTime, now: Instant) -> Self {
+        Self {
+            last: (wall, now),
+            jumped: None,
+        }
+    }
+
+    /// Takes a reading, and says whether the clock has gone evenly for long enough.
+    pub(crate) fn is_steady(&mut self, wall: UnixTime, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.last.1);
+        let expected = self.last.0.after(elapsed);
+        let off = wall.since(expected).max(expected.since(wall));
+        if off > TOLERANCE + elapsed / SLEW {
+            tracing::warn!(
+                seconds = off.as_secs(),
+                "the clock has jumped: rules that ask for the time deny for a while"
+            );
+            self.jumped = Some(now);
+        }
+        // The rest of a second that a whole number drops would add up if every reading counted.
+        if off > TOLERANCE || elapsed >= TOLERANCE {
+            self.last = (wall, now);
+        }
+        match self.jumped {
+            Some(at) if now.saturating_duration_since(at) < SETTLES => false,
+            _ => {
+                self.jumped = None;
+                true
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// THREATS POL-11.
+    #[test]
+    fn pol_11_a_jump_either_way_is_seen_and_settles() {
+        let (wall, start) = (UnixTime::from_secs(1_800_000_000), Instant::now());
+        for (ahead, back) in [(60, 0), (0, 60)] {
+            let mut clock = Steadiness::new(wall, start);
+            let at = |secs: u64| start + Duration::from_secs(secs);
+            let read = |secs: u64| wall.after(Duration::from_secs(secs));
+            let jumped = |secs: u64| read(secs + ahead).before(Duration::from_secs(back));
+            assert!(clock.is_steady(read(100), at(100)));
+            assert!(!clock.is_steady(jumped(101), at(101)));
+            assert!(!clock.is_steady(jumped(200), at(200)));
+            assert!(clock.is_steady(jumped(222), at(222)));
+            // Back to where it was is a jump too.
+            assert!(!clock.is_steady(read(230), at(230)));
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_slewed_or_looked_at_often_is_steady() {
+        let (wall, start) = (UnixTime::from_secs(1_800_000_000), Instant::now());
+        let mut clock = Steadiness::new(wall, start);
+        for tenths in 0..3_000_u64 {
+            let now = start + Duration::from_millis(tenths * 100);
+            assert!(clock.is_steady(wall.after(Duration::from_secs(tenths / 10)), now));
+        }
+        // A day between two readings, slewed by 43 s.
+        let day = Duration::from_secs(86_400);
+        assert!(clock.is_steady(wall.after(day + Duration::from_secs(43)), start + day));
+    }
+}

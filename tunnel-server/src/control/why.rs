@@ -1,0 +1,126 @@
+//! Explaining decisions, to each as far as it may know (THREATS POL-01).
+//!
+//! Everybody may ask for itself, and learns no more than by asking for tunnels: whether, by which permits, and which of
+//! the things that it could add itself would help. What forbids, what rules say and what is known of others is for who may
+//! read policies or the audit chain.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tunnel_policy::{Action, Outcome, Rule, Terms};
+use tunnel_proto::api::{AskWhy, Why, WhyRule};
+use tunnel_proto::defaults::{TUNNEL_LIFETIME, TUNNEL_LIFETIME_MAX};
+use tunnel_proto::{Code, DeviceId, OperatorName, Refusal, ServiceName};
+
+use super::Control;
+use super::decide::Asker;
+use crate::api::caller::Caller;
+use crate::audit::MAX_TEXT;
+use crate::tunnels::limits::to_api;
+
+impl Control {
+    /// Explains how a request for a tunnel would be decided.
+    ///
+    /// # Errors
+    /// Refuses what could not be asked for, questions about others by who may not ask those, and a device that the operator
+    /// may not see as one that is not there.
+    pub(crate) async fn why(&self, caller: &Caller, request: AskWhy) -> Result<Why, Refusal> {
+        if !self.quotas.decisions.take(Instant::now(), &caller.peer.identity) {
+            return Err(Code::Limit.into());
+        }
+        let terms = terms(&request)?;
+        let device: DeviceId = request.device.parse().map_err(|_| Code::BadName)?;
+        let own = self.asker(caller).await?;
+        let in_force = self.in_force();
+        let knows_why = in_force.may_know_why(&own);
+        let asker = match &request.operator {
+            Some(name) if *name != caller.name.as_str() => {
+                // Who may not ask is told so, whether there is such an operator or not, and it is recorded.
+                if !knows_why {
+                    self.demand(caller, Action::ReadAudit).await?;
+                }
+                self.asker_of(caller, name, request.source.as_deref()).await?
+            }
+            _ => own,
+        };
+        let record = self.store.device(&device).await;
+        let record = record.map_err(|error| self.store_failed(&error))?;
+        let record = record.ok_or(Code::NotFound)?;
+        let question = asker.question(&record, terms);
+        let why = in_force.engine.why(&question);
+        if !why.verdict.visible && !knows_why {
+            return Err(Code::NotFound.into());
+        }
+        let decision = &why.verdict.decision;
+        let outcome = if why.verdict.visible {
+            decision.outcome
+        } else {
+            Outcome::Deny
+        };
+        let (rules, near, facts) = if knows_why {
+            (shown(why.rules), shown(why.near), why.facts)
+        } else {
+            Default::default()
+        };
+        let names_policies = knows_why || outcome == Outcome::Allow;
+        Ok(Why {
+            operator: asker.operator().name.to_string(),
+            device: request.device,
+            service: request.service,
+            outcome: outcome.as_str().to_owned(),
+            policy_revision: in_force.revision,
+            policies: if names_policies {
+                decision.policies.clone()
+            } else {
+                Vec::new()
+            },
+            limits: to_api(&decision.limits),
+            missing: why.missing.iter().map(|need| need.as_str().to_owned()).collect(),
+            groups: asker.operator().groups.iter().map(ToString::to_string).collect(),
+            rules,
+            near,
+            facts,
+        })
+    }
+
+    /// Describes another operator, as if it had just logged in.
+    async fn asker_of(&self, caller: &Caller, name: &str, source: Option<&str>) -> Result<Asker, Refusal> {
+        let name: OperatorName = name.parse().map_err(|_| Code::BadName)?;
+        let source = source.map_or(Ok(caller.source.ip()), |source| source.parse::<IpAddr>());
+        let source = source.map_err(|_| Refusal::new(Code::BadRequest, "`source` is no IP address"))?;
+        let operator = self.store.operator(&name).await;
+        let operator = operator.map_err(|error| self.store_failed(&error))?;
+        let operator = operator.ok_or(Code::NotFound)?;
+        Ok(Asker::of_another((&operator).into(), source, self.moment()))
+    }
+}
+
+fn terms(request: &AskWhy) -> Result<Terms, Refusal> {
+    let service: ServiceName = request.service.parse().map_err(|_| Code::BadName)?;
+    let ttl = request.ttl_secs.map_or(TUNNEL_LIFETIME, Duration::from_secs);
+    let reason = request.reason.clone();
+    if ttl.is_zero()
+        || ttl > TUNNEL_LIFETIME_MAX
+        || reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT)
+    {
+        return Err(Refusal::new(
+            Code::BadRequest,
+            "no tunnel can be asked for with this",
+        ));
+    }
+    Ok(Terms {
+        services: vec![service],
+        ttl,
+        reason,
+        approval: None,
+    })
+}
+
+fn shown(rules: Vec<Rule>) -> Vec<WhyRule> {
+    let rule = |rule: Rule| WhyRule {
+        name: rule.name,
+        permits: rule.permits,
+        text: rule.text,
+    };
+    rules.into_iter().map(rule).collect()
+}
