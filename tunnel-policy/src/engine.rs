@@ -331,26 +331,25 @@ impl Engine {
     fn groups_of(&self, request: &Request<'_>) -> Result<Vec<String>, String> {
         match request.action.device() {
             Some(device) if !self.groups.names.is_empty() => {
-                self.reported_groups(device, request.circumstances.now)
+                self.reported_groups(device, request.circumstances.clock())
             }
             _ => Ok(Vec::new()),
         }
     }
 
-    /// Returns the reported groups that a device belongs to by what it says of itself.
+    /// Returns the reported groups that a device belongs to by what it says of itself, at a time; without one, rules that
+    /// ask for ages fail.
     ///
     /// # Errors
     /// Returns what failed: then nobody knows.
     pub fn reported_groups(
         &self,
         device: &Device,
-        now: tunnel_proto::UnixTime,
+        clock: Option<tunnel_proto::UnixTime>,
     ) -> Result<Vec<String>, String> {
         let mut groups = Vec::new();
         for group in &self.groups.names {
-            let (entities, asked) = entities::belongs(device, group, now)?;
-            let entities = Entities::from_entities(entities, Some(&SCHEMAS.groups))
-                .map_err(|error| error.to_string())?;
+            let (entities, asked) = entities::belongs(device, group, clock, &SCHEMAS.groups)?;
             let answer = self
                 .authorizer
                 .is_authorized(&asked, &self.groups.policies, &entities);

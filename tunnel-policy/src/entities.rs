@@ -24,20 +24,20 @@ pub(crate) fn build(
 ) -> Result<(Entities, cedar_policy::Request), String> {
     let operator = uid(&KINDS.operator, request.operator.name.as_str());
     let action = uid(&KINDS.action, request.action.as_str());
-    let now = request.circumstances.now;
-    let (mut entities, resource) = resource(&request.action, groups, now)?;
+    let clock = request.circumstances.clock();
+    let (mut entities, resource) = resource(&request.action, groups, clock)?;
     entities.push(entity(
         operator.clone(),
         vec![("name", text(request.operator.name.as_str()))],
         parents(&KINDS.operator_group, &request.operator.groups).collect(),
     )?);
     let context = Context::from_pairs(context(request)?).map_err(|error| error.to_string())?;
-    // Without a clock that can be relied on the context lacks the time, which the schema would not let pass: then only
-    // the policies that ask for it fail.
-    let checked = request.circumstances.steady.then_some(schema);
+    // Without a clock that can be relied on, the time and all ages are absent, which the schema would not let pass: then
+    // only the policies that ask for them fail.
+    let checked = clock.map(|_| schema);
     let asked = cedar_policy::Request::new(operator, action, resource, context, checked)
         .map_err(|error| error.to_string())?;
-    let entities = Entities::from_entities(entities, Some(schema)).map_err(|error| error.to_string())?;
+    let entities = Entities::from_entities(entities, checked).map_err(|error| error.to_string())?;
     Ok((entities, asked))
 }
 
@@ -45,9 +45,12 @@ pub(crate) fn build(
 pub(crate) fn belongs(
     device: &Device,
     group: &str,
-    now: UnixTime,
-) -> Result<(Vec<Entity>, cedar_policy::Request), String> {
-    let entities = device_entities(device, &[], now)?;
+    clock: Option<UnixTime>,
+    schema: &Schema,
+) -> Result<(Entities, cedar_policy::Request), String> {
+    let entities = device_entities(device, &[], clock)?;
+    let entities =
+        Entities::from_entities(entities, clock.map(|_| schema)).map_err(|error| error.to_string())?;
     let asked = cedar_policy::Request::new(
         uid(&KINDS.device, device.id.as_str()),
         uid(&KINDS.action, BELONG),
@@ -63,13 +66,13 @@ pub(crate) fn belongs(
 fn resource(
     action: &Action<'_>,
     groups: &[String],
-    now: UnixTime,
+    clock: Option<UnixTime>,
 ) -> Result<(Vec<Entity>, EntityUid), String> {
     let Some(device) = action.device() else {
         let fleet = uid(&KINDS.fleet, "fleet");
         return Ok((vec![Entity::new_no_attrs(fleet.clone(), HashSet::new())], fleet));
     };
-    let mut entities = device_entities(device, groups, now)?;
+    let mut entities = device_entities(device, groups, clock)?;
     let owner = uid(&KINDS.device, device.id.as_str());
     let Action::Connect { service, .. } = action else {
         return Ok((entities, owner));
@@ -85,7 +88,11 @@ fn resource(
 }
 
 /// Returns a device with what is known and what is claimed of it, each an entity of its own kind.
-fn device_entities(device: &Device, groups: &[String], now: UnixTime) -> Result<Vec<Entity>, String> {
+fn device_entities(
+    device: &Device,
+    groups: &[String],
+    clock: Option<UnixTime>,
+) -> Result<Vec<Entity>, String> {
     let (asserted, reported) = (
         uid(&KINDS.asserted, device.id.as_str()),
         uid(&KINDS.reported, device.id.as_str()),
@@ -105,12 +112,12 @@ fn device_entities(device: &Device, groups: &[String], now: UnixTime) -> Result<
     )?;
     Ok(vec![
         own,
-        asserted_entity(asserted, device, now)?,
-        reported_entity(reported, device, now)?,
+        asserted_entity(asserted, device, clock)?,
+        reported_entity(reported, device, clock)?,
     ])
 }
 
-fn asserted_entity(id: EntityUid, device: &Device, now: UnixTime) -> Result<Entity, String> {
+fn asserted_entity(id: EntityUid, device: &Device, clock: Option<UnixTime>) -> Result<Entity, String> {
     let attributes = vec![
         ("enrolled_at", seconds(device.enrolled_at.as_secs())),
         (
@@ -120,16 +127,16 @@ fn asserted_entity(id: EntityUid, device: &Device, now: UnixTime) -> Result<Enti
         ("alarms", RestrictedExpression::new_set(device.alarms().map(text))),
     ];
     let facts = device.asserted.iter();
-    let tags = facts.map(|(name, fact)| fact_tag(name, &fact.value, fact.at, now));
+    let tags = facts.map(|(name, fact)| fact_tag(name, &fact.value, fact.at, clock));
     tagged(id, attributes, tags.collect::<Result<_, _>>()?)
 }
 
-fn reported_entity(id: EntityUid, device: &Device, now: UnixTime) -> Result<Entity, String> {
+fn reported_entity(id: EntityUid, device: &Device, clock: Option<UnixTime>) -> Result<Entity, String> {
     let reported = &device.reported;
     let attributes = [
         Some(("access", RestrictedExpression::new_bool(reported.access))),
         Some(("services", service_set(&reported.services))),
-        Some(("age_secs", seconds(now.since(reported.at).as_secs()))),
+        age(reported.at, clock),
         reported
             .version
             .as_deref()
@@ -140,7 +147,7 @@ fn reported_entity(id: EntityUid, device: &Device, now: UnixTime) -> Result<Enti
             .map(|platform| ("platform", text(platform))),
     ];
     let facts = reported.facts.iter();
-    let tags = facts.map(|(name, value)| fact_tag(name, value, reported.at, now));
+    let tags = facts.map(|(name, value)| fact_tag(name, value, reported.at, clock));
     tagged(
         id,
         attributes.into_iter().flatten().collect(),
@@ -152,26 +159,30 @@ fn fact_tag(
     name: &FactName,
     value: &FactValue,
     at: UnixTime,
-    now: UnixTime,
+    clock: Option<UnixTime>,
 ) -> Result<(String, RestrictedExpression), String> {
     // One spelling of each number: `007` and `+7` are texts.
     let number = value.as_str().parse::<i64>().ok();
     let number = number.filter(|number| number.to_string() == value.as_str());
     let fields = [
         Some(("value", text(value.as_str()))),
-        Some(("age_secs", seconds(now.since(at).as_secs()))),
+        age(at, clock),
         number.map(|number| ("number", RestrictedExpression::new_long(number))),
     ];
     Ok((name.to_string(), record(fields.into_iter().flatten())?))
 }
 
+/// Returns how old a statement is. Without a clock that can be relied on nobody knows: any number would pass some rule.
+fn age(at: UnixTime, clock: Option<UnixTime>) -> Option<(&'static str, RestrictedExpression)> {
+    clock.map(|now| ("age_secs", seconds(now.since(at).as_secs())))
+}
+
 fn context(request: &Request<'_>) -> Result<Vec<(String, RestrictedExpression)>, String> {
     let Circumstances {
-        now,
-        steady,
         source,
         certificate_age,
         mfa_age,
+        ..
     } = request.circumstances;
     let mut pairs = vec![
         // An IPv4 address that came in over an IPv6 socket is an IPv4 address.
@@ -179,13 +190,13 @@ fn context(request: &Request<'_>) -> Result<Vec<(String, RestrictedExpression)>,
             "source",
             RestrictedExpression::new_ip(source.to_canonical().to_string()),
         ),
-        ("certificate_age_secs", seconds(certificate_age.as_secs())),
     ];
-    if *steady {
+    if let Some(now) = request.circumstances.clock() {
         pairs.push(("now", seconds(now.as_secs())));
-        pairs.push(("utc", utc(*now)?));
+        pairs.push(("utc", utc(now)?));
+        pairs.push(("certificate_age_secs", seconds(certificate_age.as_secs())));
+        pairs.extend(mfa_age.map(|age| ("mfa_age_secs", seconds(age.as_secs()))));
     }
-    pairs.extend(mfa_age.map(|age| ("mfa_age_secs", seconds(age.as_secs()))));
     if let Action::Connect { terms, .. } = &request.action {
         let Terms {
             services,

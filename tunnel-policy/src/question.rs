@@ -37,7 +37,7 @@ pub struct Operator {
 pub struct Circumstances {
     /// The server's clock.
     pub now: UnixTime,
-    /// Whether that clock can be relied on. If it has just jumped, a rule that asks for the time of day denies.
+    /// Whether that clock can be relied on. If it has just jumped, a rule that asks for the time or for an age denies.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub steady: bool,
     /// The address that the operator comes from.
@@ -48,6 +48,13 @@ pub struct Circumstances {
     /// How long ago the operator proved a second factor.
     #[serde(default, with = "secs_if_any", skip_serializing_if = "Option::is_none")]
     pub mfa_age: Option<Duration>,
+}
+
+impl Circumstances {
+    /// Returns the server's clock if it can be relied on.
+    pub(crate) fn clock(&self) -> Option<UnixTime> {
+        self.steady.then_some(self.now)
+    }
 }
 
 /// What a tunnel is asked for with.

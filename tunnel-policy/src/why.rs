@@ -186,7 +186,7 @@ impl Engine {
             circumstances: &question.circumstances,
         };
         let groups = self
-            .reported_groups(device, question.circumstances.now)
+            .reported_groups(device, question.circumstances.clock())
             .unwrap_or_default();
         let Ok((entities, asked)) = entities::build(&request, &groups, &SCHEMAS.actions) else {
             return Vec::new();

@@ -93,6 +93,16 @@ impl Control {
         Moment { now, steady }
     }
 
+    /// Returns the times by which live tunnels are judged: one that either allows goes on. While the clock has not settled
+    /// after a jump there are two, as it shows and as it would show without the jump (THREATS SRV-09).
+    pub(crate) fn moments(&self) -> Vec<Moment> {
+        let shown = self.moment().now;
+        let clock = self.steadiness.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = clock.without_jump(Instant::now());
+        let each = [Some(shown), before].into_iter().flatten();
+        each.map(|now| Moment { now, steady: true }).collect()
+    }
+
     /// Returns random bytes that nobody can guess.
     ///
     /// # Panics

@@ -188,6 +188,50 @@ fn pol_11_a_clock_that_jumped_denies_what_depends_on_it() {
     }
 }
 
+/// THREATS POL-11: a clock that was set back makes no age look young, neither to a rule that permits nor to one that forbids.
+#[test]
+fn pol_11_a_clock_that_jumped_knows_no_ages() {
+    let ana = operator("ana", &[]);
+    let pump = reporting(
+        asserting(device("pump-17", &[]), &[("site", "north")]),
+        &[("battery", "80")],
+    );
+    let mut question = question(&ana, &pump, &["ssh"], None);
+    question.circumstances.mfa_age = Some(Duration::ZERO);
+    let old = |age: &str| {
+        format!(
+            r#"permit (principal, action == Action::"connect", resource);
+            forbid (principal, action == Action::"connect", resource) when {{ {age} > 7200 }};"#
+        )
+    };
+    let permit = r#"permit (principal, action == Action::"connect", resource)"#;
+    let of = |kind: &str, name: &str| {
+        let of = format!("resource.device.{kind}");
+        format!("{permit} when {{ {of}.hasTag(\"{name}\") && {of}.getTag(\"{name}\").age_secs < 7200 }};")
+    };
+    let belongs = format!(
+        r#"{permit}; permit (principal, action == Action::"belong", resource == ReportedGroup::"lost")
+        when {{ principal.reported.age_secs > 7200 }};
+        forbid (principal, action, resource in ReportedGroup::"lost");"#
+    );
+    for policy in [
+        old("context.certificate_age_secs"),
+        old("resource.device.reported.age_secs"),
+        of("asserted", "site"),
+        of("reported", "battery"),
+        format!("{permit} when {{ context has mfa_age_secs && context.mfa_age_secs < 300 }};"),
+        belongs,
+    ] {
+        for steady in [true, false] {
+            question.circumstances.steady = steady;
+            assert_eq!(ask(&policy, &question).is_allowed(), steady, "{policy}");
+        }
+    }
+    // What does not ask for ages reads facts as ever.
+    let value = format!("{permit} when {{ resource.device.asserted.hasTag(\"site\") }};");
+    assert!(ask(&value, &question).is_allowed());
+}
+
 /// THREATS POL-01: what an older record or another release left out is absent, and absent is never permitted.
 #[test]
 fn a_question_reads_back_as_it_was_written() {

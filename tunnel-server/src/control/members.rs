@@ -129,7 +129,7 @@ impl Control {
             reported_groups: self
                 .in_force()
                 .engine
-                .reported_groups(&device.into(), now)
+                .reported_groups(&device.into(), Some(now))
                 .unwrap_or_default(),
         }
     }

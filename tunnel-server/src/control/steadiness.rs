@@ -22,7 +22,14 @@ pub(crate) struct Moment {
 #[derive(Debug)]
 pub(crate) struct Steadiness {
     last: (UnixTime, Instant),
-    jumped: Option<Instant>,
+    jumped: Option<Jump>,
+}
+
+/// The latest jump, and a reading of before the first of those that have not settled.
+#[derive(Clone, Copy, Debug)]
+struct Jump {
+    at: Instant,
+    before: (UnixTime, Instant),
 }
 
 impl Steadiness {
@@ -44,19 +51,26 @@ impl Steadiness {
                 seconds = off.as_secs(),
                 "the clock has jumped: rules that ask for the time deny for a while"
             );
-            self.jumped = Some(now);
+            let before = self.jumped.map_or(self.last, |jump| jump.before);
+            self.jumped = Some(Jump { at: now, before });
         }
         // The rest of a second that a whole number drops would add up if every reading counted.
         if off > TOLERANCE || elapsed >= TOLERANCE {
             self.last = (wall, now);
         }
         match self.jumped {
-            Some(at) if now.saturating_duration_since(at) < SETTLES => false,
+            Some(jump) if now.saturating_duration_since(jump.at) < SETTLES => false,
             _ => {
                 self.jumped = None;
                 true
             }
         }
+    }
+
+    /// Returns the time as it would be if the clock had not jumped, until it has settled.
+    pub(crate) fn without_jump(&self, now: Instant) -> Option<UnixTime> {
+        let (wall, read_at) = self.jumped?.before;
+        Some(wall.after(now.saturating_duration_since(read_at)))
     }
 }
 
@@ -80,6 +94,28 @@ mod tests {
             // Back to where it was is a jump too.
             assert!(!clock.is_steady(read(230), at(230)));
         }
+    }
+
+    /// THREATS SRV-09: what lives is judged by the clock of before as well, through any number of jumps.
+    #[test]
+    fn srv_09_the_clock_of_before_goes_on_until_the_new_one_has_settled() {
+        let (wall, start) = (UnixTime::from_secs(1_800_000_000), Instant::now());
+        let mut clock = Steadiness::new(wall, start);
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let read = |secs: u64| wall.after(Duration::from_secs(secs));
+        let hour = Duration::from_secs(3600);
+        assert!(clock.is_steady(read(100), at(100)));
+        assert_eq!(clock.without_jump(at(100)), None);
+        for (secs, shown) in [
+            (101, read(101).after(hour)),
+            (150, read(150).before(hour)),
+            (200, read(200).before(hour)),
+        ] {
+            assert!(!clock.is_steady(shown, at(secs)));
+            assert_eq!(clock.without_jump(at(secs)), Some(read(secs)));
+        }
+        assert!(clock.is_steady(read(280).before(hour), at(280)));
+        assert_eq!(clock.without_jump(at(280)), None);
     }
 
     #[test]

@@ -35,6 +35,15 @@ impl std::ops::Deref for Fixture {
     }
 }
 
+/// Enrols a device in a server's own store.
+pub(crate) async fn enrol_device(store: &Store, id: &str, now: UnixTime) {
+    let mut made = code(id, Makes::Devices(vec![id.parse().unwrap()]));
+    made.expires_at = now.after(HOUR);
+    store.add_enrol_code(made, now).await.unwrap();
+    let enrolled = store.enrol(newcomer(id, None, id), now, issue(id)).await.unwrap();
+    enrolled.unwrap();
+}
+
 impl Fixture {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();

@@ -87,7 +87,6 @@ impl Control {
         let Some(Some(device)) = known.devices.get(&facts.device) else {
             return Ok(false);
         };
-        let asker = Asker::of_tunnel(facts, groups, self.moment());
         let lifetime = facts.expires_at.since(facts.opened_at);
         let terms = Terms {
             services: facts.services.clone(),
@@ -95,11 +94,14 @@ impl Control {
             reason: facts.reason.clone(),
             approval: facts.approval.clone(),
         };
-        let verdict = in_force.weigh(&asker.question(device, terms));
-        // What was granted cannot be narrowed while it lives: a tunnel that may use more than is allowed now has to end.
-        let limits = verdict.decision.limits;
-        Ok(verdict.is_allowed()
-            && limits.cover(&facts.limits)
-            && limits.lifetime.is_none_or(|most| lifetime <= most))
+        Ok(self.moments().into_iter().any(|moment| {
+            let asker = Asker::of_tunnel(facts, groups.clone(), moment);
+            let verdict = in_force.weigh(&asker.question(device, terms.clone()));
+            // What was granted cannot be narrowed while it lives: a tunnel that may use more than is allowed now has to end.
+            let limits = verdict.decision.limits;
+            verdict.is_allowed()
+                && limits.cover(&facts.limits)
+                && limits.lifetime.is_none_or(|most| lifetime <= most)
+        }))
     }
 }

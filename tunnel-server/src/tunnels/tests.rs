@@ -12,8 +12,11 @@ use super::reconsider::Touched;
 use super::table::{Facts, Phase};
 use crate::config::{Config, DataDir};
 use crate::control::Control;
+use crate::control::decide::InForce;
+use crate::control::steadiness::Steadiness;
 use crate::init;
 use crate::run::Server;
+use crate::store::tests::enrol_device;
 
 const DEVICES: usize = 50;
 const OPERATORS: usize = 20;
@@ -36,29 +39,40 @@ async fn server(directory: &tempfile::TempDir) -> Server {
 
 /// Puts one tunnel of each operator to each device into the table.
 fn fill(control: &Control) {
-    let now = Instant::now();
     for number in 0..DEVICES * OPERATORS {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&(number as u64).to_be_bytes());
-        let facts = Facts {
-            id: TunnelId::from_bytes(id),
-            circuit: CircuitId::from_bytes(id),
-            operator: format!("operator-{}", number % OPERATORS).parse().unwrap(),
-            holder_key: KeyHash::of_spki(b"operator"),
-            certified_at: control.now(),
-            device: format!("device-{}", number / OPERATORS).parse().unwrap(),
-            device_key: KeyHash::of_spki(b"device"),
-            services: vec!["ssh".parse().unwrap()],
-            reason: None,
-            approval: None,
-            limits: tunnel_policy::Limits::default(),
-            source: Ipv4Addr::LOCALHOST.into(),
-            opened_at: control.now(),
-            expires_at: control.now().after(Duration::from_secs(3600)),
-            deadline: now + Duration::from_secs(3600),
-        };
-        control.tunnels.table().insert(facts, Phase::Open, now).unwrap();
+        let operator = format!("operator-{}", number % OPERATORS);
+        put(
+            control,
+            number,
+            &operator,
+            &format!("device-{}", number / OPERATORS),
+        );
     }
+}
+
+/// Puts a tunnel into the table.
+fn put(control: &Control, number: usize, operator: &str, device: &str) {
+    let now = Instant::now();
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&(number as u64).to_be_bytes());
+    let facts = Facts {
+        id: TunnelId::from_bytes(id),
+        circuit: CircuitId::from_bytes(id),
+        operator: operator.parse().unwrap(),
+        holder_key: KeyHash::of_spki(b"operator"),
+        certified_at: control.now(),
+        device: device.parse().unwrap(),
+        device_key: KeyHash::of_spki(b"device"),
+        services: vec!["ssh".parse().unwrap()],
+        reason: None,
+        approval: None,
+        limits: tunnel_policy::Limits::default(),
+        source: Ipv4Addr::LOCALHOST.into(),
+        opened_at: control.now(),
+        expires_at: control.now().after(Duration::from_secs(3600)),
+        deadline: now + Duration::from_secs(3600),
+    };
+    control.tunnels.table().insert(facts, Phase::Open, now).unwrap();
 }
 
 /// Each cause looks at the tunnels that it can concern, and at no others. Nobody here is enrolled, so whatever is looked
@@ -108,4 +122,58 @@ async fn every_change_is_counted_before_the_live_tunnels_are_gone_through() {
     let id = TunnelId::from_bytes([0; 16]);
     assert_eq!(control.end_tunnel(id, Code::Cut, "test").await, Ok(true));
     assert_eq!(control.end_tunnel(id, Code::Cut, "test").await, Ok(false));
+}
+
+/// THREATS SRV-09, TOK-11: a jump of the clock ends nothing that the time before it allowed, until the new time has settled;
+/// what no time allows ends at once all the same.
+#[tokio::test]
+async fn srv_09_a_jump_of_the_clock_ends_no_live_tunnel_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server(&directory).await;
+    let control = server.control();
+    let (now, half_an_hour) = (control.now(), Duration::from_secs(1800));
+    enrol_device(&control.store, "pump", now).await;
+    let force = |revision: u64, conditions: &str| {
+        let text = format!(
+            "permit (principal, action == Action::\"view\", resource);
+             permit (principal, action == Action::\"connect\", resource) when {{ {conditions} }};"
+        );
+        control.policy.send_replace(std::sync::Arc::new(InForce {
+            engine: tunnel_policy::Engine::new(&text).unwrap(),
+            revision,
+            text,
+        }));
+    };
+    let set = |wall| {
+        let clock = Steadiness::new(wall, Instant::now());
+        *control.steadiness.lock().unwrap() = clock;
+    };
+    let weigh = async || control.reconsider(&Touched::All, "test").await.unwrap();
+    put(control, 0, "ana", "pump");
+    put(control, 1, "ben", "pump");
+    let not_ben = "principal != Operator::\"ben\"";
+    for (revision, (before, rule)) in [
+        (
+            now.before(2 * half_an_hour),
+            format!("context.now < {}", now.before(half_an_hour)),
+        ),
+        (
+            now.after(2 * half_an_hour),
+            format!("context.now > {}", now.after(half_an_hour)),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // The clock showed another hour a moment ago.
+        set(before);
+        force(100 + revision as u64, &rule);
+        assert_eq!(weigh().await, 0, "{rule}");
+    }
+    force(200, &format!("context.now > 0 && {not_ben}"));
+    assert_eq!(weigh().await, 1);
+    // It has shown this one for long enough.
+    force(300, &format!("context.now > {}", now.after(half_an_hour)));
+    set(now);
+    assert_eq!(weigh().await, 1);
 }
