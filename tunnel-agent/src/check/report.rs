@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use tunnel_net::measure::{self, Level};
 use tunnel_proto::code::Exit;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, plain};
 
 /// How one thing stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,7 +117,7 @@ impl Report {
         failed.map_or(Exit::Done, |finding| finding.exit)
     }
 
-    /// Writes one line for each finding, and the mend below it.
+    /// Writes one line for each finding, and the mend below it. What was found can hold words of whoever answered.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for finding in &self.findings {
@@ -126,7 +126,7 @@ impl Report {
                 "{:7} {}: {}",
                 finding.status.as_str(),
                 finding.name,
-                finding.text
+                plain(&finding.text)
             );
             if let Some(why) = finding.why {
                 let _ = writeln!(text, "        why: {why}");
@@ -189,5 +189,27 @@ mod tests {
             (json["ok"].as_bool(), json["checks"][2]["code"].as_str()),
             (Some(false), Some("E_SERVER_UNREACHABLE"))
         );
+    }
+
+    /// THREATS CLI-01: whoever answers the check chooses its words, and none of them reaches the terminal as a command.
+    #[test]
+    fn cli_01_words_of_others_move_no_cursor() {
+        let mut report = Report::default();
+        report.measured(&measure::Finding {
+            name: "udp",
+            level: Level::Failed,
+            what: "closed by peer: \u{1b}[2J\u{1b}]0;title\u{7}\nok      udp: all is well \u{202e}".into(),
+            why: None,
+            next: None,
+            code: Some(Code::ServerUnreachable),
+        });
+        report.ok("websocket", "ä works");
+        let text = report.to_text();
+        assert!(
+            text.lines().count() == 2 && text.ends_with("ok      websocket: ä works\n"),
+            "{text:?}"
+        );
+        let bad = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!text.contains(bad), "{text:?}");
     }
 }
