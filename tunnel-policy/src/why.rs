@@ -106,9 +106,27 @@ fn approval(now: tunnel_proto::UnixTime) -> Approval {
 }
 
 impl Engine {
-    /// Decides, and says why. What it says is for who may read policies, but for the verdict and what is missing.
-    pub fn why(&self, question: &Question) -> Why {
+    /// Decides, and says what everybody may know: the verdict and what is missing. The rest is empty, and costs nothing.
+    pub fn outline(&self, question: &Question) -> Why {
         let verdict = self.weigh(question);
+        let missing = if verdict.visible && !verdict.is_allowed() {
+            self.missing(question)
+        } else {
+            Vec::new()
+        };
+        Why {
+            verdict,
+            rules: Vec::new(),
+            near: Vec::new(),
+            missing,
+            facts: BTreeMap::new(),
+        }
+    }
+
+    /// Decides, and says why: for who may read policies.
+    pub fn why(&self, question: &Question) -> Why {
+        let outline = self.outline(question);
+        let verdict = &outline.verdict;
         let deciding = &verdict.decision.policies;
         let rules: Vec<Rule> = self
             .policies()
@@ -118,12 +136,7 @@ impl Engine {
         let near = if verdict.is_allowed() || !rules.is_empty() {
             Vec::new()
         } else {
-            self.near(question, &verdict)
-        };
-        let missing = if verdict.visible && !verdict.is_allowed() {
-            self.missing(question)
-        } else {
-            Vec::new()
+            self.near(question, verdict)
         };
         let facts = facts(question)
             .into_iter()
@@ -136,11 +149,10 @@ impl Engine {
             .map(|(path, _, value)| (path, value))
             .collect();
         Why {
-            verdict,
             rules,
             near,
-            missing,
             facts,
+            ..outline
         }
     }
 
@@ -372,6 +384,19 @@ mod tests {
                 .facts
                 .contains_key("resource.device.asserted.getTag(\"floor\")")
         );
+        // What everybody may know is the same, and is all there is.
+        let pump = device("pump-17", &[]);
+        let asked = question(&operator("ana", &["technicians"]), &pump, &["ssh"], None);
+        let (engine, outline) = (
+            Engine::new(POLICY).unwrap(),
+            Engine::new(POLICY).unwrap().outline(&asked),
+        );
+        let full = engine.why(&asked);
+        assert_eq!(
+            (&outline.verdict, &outline.missing),
+            (&full.verdict, &full.missing)
+        );
+        assert!(outline.rules.is_empty() && outline.near.is_empty() && outline.facts.is_empty());
         // Who is in no group is not near to the rule of one.
         assert!(!names(&why("ssh", None, &[], &[]).near).contains(&"ssh"));
     }

@@ -23,6 +23,14 @@ const DECISIONS: Allowance = Allowance {
     refill_all: Duration::from_millis(1),
 };
 
+/// Explanations, each of which takes many decisions: people ask for them one by one.
+const EXPLANATIONS: Allowance = Allowance {
+    burst: 60,
+    refill: Duration::from_millis(500),
+    burst_all: 500,
+    refill_all: Duration::from_millis(20),
+};
+
 /// Records that one can cause without having any right: refusals, and links that come and go (THREATS AUD-05).
 const RECORDS: Allowance = Allowance {
     burst: 200,
@@ -36,6 +44,7 @@ const RECORDS: Allowance = Allowance {
 pub(crate) struct Quotas {
     pub(crate) enrolments: Rate<Source>,
     pub(crate) decisions: Rate<Identity>,
+    pub(crate) explanations: Rate<Identity>,
     pub(crate) records: Rate<Identity>,
 }
 
@@ -45,6 +54,7 @@ impl Quotas {
         Self {
             enrolments: Rate::new(ENROLMENTS, now),
             decisions: Rate::new(DECISIONS, now),
+            explanations: Rate::new(EXPLANATIONS, now),
             records: Rate::new(RECORDS, now),
         }
     }

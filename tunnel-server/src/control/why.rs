@@ -25,7 +25,11 @@ impl Control {
     /// Refuses what could not be asked for, questions about others by who may not ask those, and a device that the operator
     /// may not see as one that is not there.
     pub(crate) async fn why(&self, caller: &Caller, request: AskWhy) -> Result<Why, Refusal> {
-        if !self.quotas.decisions.take(Instant::now(), &caller.peer.identity) {
+        if !self
+            .quotas
+            .explanations
+            .take(Instant::now(), &caller.peer.identity)
+        {
             return Err(Code::Limit.into());
         }
         let terms = terms(&request)?;
@@ -47,7 +51,13 @@ impl Control {
         let record = record.map_err(|error| self.store_failed(&error))?;
         let record = record.ok_or(Code::NotFound)?;
         let question = asker.question(&record, terms);
-        let why = in_force.engine.why(&question);
+        let policy = in_force.clone();
+        // An explanation takes many decisions; nobody else is to wait for them, and who will not see it causes less.
+        let why = tokio::task::spawn_blocking(move || match knows_why {
+            true => policy.engine.why(&question),
+            false => policy.engine.outline(&question),
+        });
+        let why = why.await.map_err(|_| Code::Internal)?;
         if !why.verdict.visible && !knows_why {
             return Err(Code::NotFound.into());
         }
@@ -56,11 +66,6 @@ impl Control {
             decision.outcome
         } else {
             Outcome::Deny
-        };
-        let (rules, near, facts) = if knows_why {
-            (shown(why.rules), shown(why.near), why.facts)
-        } else {
-            Default::default()
         };
         let names_policies = knows_why || outcome == Outcome::Allow;
         Ok(Why {
@@ -77,9 +82,9 @@ impl Control {
             limits: to_api(&decision.limits),
             missing: why.missing.iter().map(|need| need.as_str().to_owned()).collect(),
             groups: asker.operator().groups.iter().map(ToString::to_string).collect(),
-            rules,
-            near,
-            facts,
+            rules: shown(why.rules),
+            near: shown(why.near),
+            facts: why.facts,
         })
     }
 

@@ -310,6 +310,28 @@ async fn what_needs_an_approval_says_so() {
     world.server.shutdown().await;
 }
 
+/// An explanation costs many decisions, so one that asks for ever is refused, and others are not.
+#[tokio::test]
+async fn who_asks_why_for_ever_is_stopped_alone() {
+    let world = World::new().await;
+    let tess = world.operator("tess", "technicians").await;
+    world.device("pump").await;
+    let (tess, admin) = (world.api(&tess), world.api(&world.admin));
+    let body = json!({ "device": "pump", "service": "ssh" });
+    let mut stopped = None;
+    for _ in 0..1000 {
+        let answer = admin.post("/v1/why", &body).await;
+        if answer.status != 200 {
+            stopped = Some(answer);
+            break;
+        }
+    }
+    let stopped = stopped.expect("there is an end");
+    stopped.refused(Code::Limit);
+    assert_ne!(tess.post("/v1/why", &body).await.status, stopped.status);
+    world.server.shutdown().await;
+}
+
 /// THREATS POL-01: rules are told to auditors only, and nobody learns whether a device is there that it may not see.
 #[tokio::test]
 async fn pol_01_an_explanation_tells_no_more_than_one_may_know() {
