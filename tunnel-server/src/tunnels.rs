@@ -4,7 +4,7 @@
 //! order of each step follows from two rules: nothing opens before its decision is durable, and what is cut is cut at the
 //! relay first and written down last.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -48,8 +48,6 @@ pub(crate) struct Tunnels {
     cut_changed: Notify,
     /// Counts the cuts that devices have confirmed, for those who wait for one.
     confirmations: tokio::sync::watch::Sender<u64>,
-    /// Counts the changes of groups, facts and policies that live tunnels were weighed by.
-    changes: AtomicU64,
     /// Counts the tunnels that were weighed anew.
     weighed: AtomicU64,
 }
@@ -63,11 +61,6 @@ impl Tunnels {
     /// Returns the cuts that their devices have not confirmed, locked.
     pub(crate) fn unconfirmed(&self) -> MutexGuard<'_, Unconfirmed> {
         self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns how often what decisions rest on has changed. It changes before the live tunnels are gone through.
-    pub(crate) fn changes(&self) -> u64 {
-        self.changes.load(Ordering::SeqCst)
     }
 
     /// Returns a tunnel that this server has in memory.

@@ -1,14 +1,12 @@
 //! What an agent says and the store has to know: done beside the reading, so that keepalives never wait for a disk.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tunnel_proto::bind::Role;
-use tunnel_proto::message::{
-    Attach, Attached, EndTunnel, FromAgent, FromServer, Report, SessionEnded, TunnelEnded,
-};
+use tunnel_proto::message::{Attach, Attached, EndTunnel, FromAgent, FromServer, SessionEnded, TunnelEnded};
 use tunnel_proto::outage::Outage;
 use tunnel_proto::token::Presenter;
 use tunnel_proto::{Code, DeviceId, TunnelId};
@@ -27,6 +25,43 @@ const AT_ONCE: usize = 64;
 /// How long an agent that is back has to say why tunnels of before have ended.
 const TO_SAY_WHY: Duration = Duration::from_secs(5);
 
+/// How often a device's report is taken in: each one that says something new has its tunnels weighed anew.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// When reports are taken in: the newest, and not more often than once in [`REPORT_EVERY`]. Pure.
+#[derive(Debug)]
+struct Reports {
+    waits: bool,
+    free: Instant,
+}
+
+impl Reports {
+    const fn new(now: Instant) -> Self {
+        Self {
+            waits: false,
+            free: now,
+        }
+    }
+
+    /// There is a report that was not taken in.
+    const fn handle_report(&mut self) {
+        self.waits = true;
+    }
+
+    /// Returns when to take the newest report in.
+    fn due(&self) -> Option<Instant> {
+        self.waits.then_some(self.free)
+    }
+
+    /// It is being taken in.
+    fn handle_taken(&mut self, now: Instant) {
+        *self = Self {
+            waits: false,
+            free: now + REPORT_EVERY,
+        };
+    }
+}
+
 /// Does one agent's work until its link has ended and nothing waits any more.
 pub(super) async fn work(
     control: Arc<Control>,
@@ -37,7 +72,18 @@ pub(super) async fn work(
     note_linked(&control, &link, replaced).await;
     let mut at_once = JoinSet::new();
     let mut renewals = Renewals::default();
-    while let Some(message) = waiting.recv().await {
+    let mut reports = Reports::new(Instant::now());
+    loop {
+        let due = reports.due();
+        let message = tokio::select! {
+            message = waiting.recv() => message,
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                reports.handle_taken(Instant::now());
+                seen(&control, &link).await;
+                continue;
+            }
+        };
+        let Some(message) = message else { break };
         while at_once.try_join_next().is_some() {}
         if at_once.len() >= AT_ONCE {
             at_once.join_next().await;
@@ -52,12 +98,16 @@ pub(super) async fn work(
                 tunnel_ended(&control, &link, ended).await;
             }
             FromAgent::Renew(request) => renewals.answer(&control, &link, &request).await,
-            FromAgent::Report(report) => reported(&control, &link, report).await,
+            FromAgent::Report(report) => {
+                link.state().report = report::cleaned(report);
+                reports.handle_report();
+            }
             FromAgent::Outages(told) => keep_outages(&control, &link, told).await,
             // What the reader answers itself, and kinds of a newer release.
             _ => {}
         }
     }
+    // A report that waits still is passed over: the next link begins with a newer one, which may be in the store by now.
     while at_once.join_next().await.is_some() {}
 }
 
@@ -74,12 +124,6 @@ async fn note_linked(control: &Arc<Control>, link: &Link, replaced: bool) {
         replaced,
     };
     control.note_by(&link.peer.identity, event).await;
-}
-
-/// Keeps what the device says of itself.
-async fn reported(control: &Arc<Control>, link: &Link, report: Report) {
-    link.state().report = report::cleaned(report);
-    seen(control, link).await;
 }
 
 /// Keeps what the device says, and weighs its tunnels anew if that is something else than before.
@@ -193,5 +237,27 @@ pub(super) async fn end_missing(control: Arc<Control>, device: DeviceId, missing
         }
         // They are asked for again when the server is back.
         () = control.stopping() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_report_is_taken_in_at_once_and_of_many_the_newest_a_second_later() {
+        let start = Instant::now();
+        let mut reports = Reports::new(start);
+        assert_eq!(reports.due(), None);
+        reports.handle_report();
+        assert_eq!(reports.due(), Some(start));
+        reports.handle_taken(start);
+        assert_eq!(reports.due(), None);
+        for _ in 0..1000 {
+            reports.handle_report();
+        }
+        assert_eq!(reports.due(), Some(start + REPORT_EVERY));
+        reports.handle_taken(start + REPORT_EVERY);
+        assert_eq!(reports.due(), None);
     }
 }

@@ -174,7 +174,6 @@ impl Control {
     }
 
     async fn try_open(self: &Arc<Self>, caller: &Caller, wish: &Wish) -> Result<OpenedTunnel, Failed> {
-        let changes = self.tunnels.changes();
         if let Some(link) = self.links.get(&wish.device) {
             link.report_kept().await;
         }
@@ -189,11 +188,6 @@ impl Control {
         match self.decide(caller, wish, &asker, device.as_ref()) {
             Ok(mut permitted) => {
                 permitted.basis.operator_changes = operator_changes;
-                if changes != self.tunnels.changes() {
-                    // What was read may be of before a change whose tunnels were gone through already: decide anew.
-                    self.never_came_to_be(&permitted.live, Code::PolicyChanged);
-                    return Err(Failed::Stale(permitted.revision));
-                }
                 self.establish(caller, permitted).await
             }
             Err(denial) => {

@@ -41,9 +41,9 @@ impl Control {
     /// # Errors
     /// Fails if the store cannot be read; tunnels that were not looked at go on then.
     pub(crate) async fn reconsider(self: &Arc<Self>, touched: &Touched, by: &str) -> Result<u64, Code> {
-        // INVARIANT: counted first, and whoever opens stands in the table before it looks at the count: so either it
-        // decides anew, or it is met here (THREATS POL-03, POL-04, TOK-14).
-        self.tunnels.changes.fetch_add(1, Ordering::SeqCst);
+        // INVARIANT: the change is in the store, and whoever opens stands in the table before it is written down, which
+        // fails if what it was decided from has changed: so either it decides anew, or it is met here (THREATS POL-03,
+        // POL-04, TOK-14).
         let (in_force, live) = (self.in_force(), self.tunnels.table().touched(touched));
         self.tunnels
             .weighed
