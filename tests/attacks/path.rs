@@ -1,10 +1,11 @@
 //! A hostile relay or network between the ends: it can delay and drop, and no wrong byte gets through.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
@@ -31,7 +32,10 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A fleet whose relay is reached through a man in the middle.
 fn behind() -> (Middle, Fleet, Service, Agent) {
-    let middle = Middle::new();
+    behind_with(Middle::new())
+}
+
+fn behind_with(middle: Middle) -> (Middle, Fleet, Service, Agent) {
     let fleet = Fleet::behind(&middle);
     let echo = Service::echo(fleet.devices_place());
     let agent = fleet.link(fleet.device("pump-17").service("echo", &echo.target()));
@@ -48,13 +52,34 @@ fn dice(seed: u64) -> impl FnMut() -> u64 {
     }
 }
 
+/// Says whether an end begins a control link: its first packets have ids of 20 bytes.
+fn begins_link(passing: &Passing<'_>) -> bool {
+    passing.way == Way::In
+        && passing.bytes.first().is_some_and(|first| first & 0x80 != 0)
+        && passing.bytes.get(5) == Some(&20)
+}
+
 fn one(passing: &Passing<'_>, after: Duration, bytes: Vec<u8>) -> Fate {
     vec![(after, passing.end, bytes)]
 }
 
 #[test]
 fn dat_27_a_relay_that_drops_delays_doubles_swaps_cuts_and_mixes_changes_no_byte() {
-    let (middle, fleet, _echo, _agent) = behind();
+    let middle = Middle::new();
+    // The ends that are links; a link that the damage ended comes back as another.
+    let links = Arc::new(Mutex::new(BTreeSet::new()));
+    let seen = Arc::clone(&links);
+    let watched = move |mut rule: Box<dyn FnMut(&Passing<'_>) -> Fate + Send>| {
+        let seen = Arc::clone(&seen);
+        move |passing: &Passing<'_>| {
+            if begins_link(passing) {
+                seen.lock().unwrap().insert(passing.end);
+            }
+            rule(passing)
+        }
+    };
+    middle.rule(watched(Box::new(pass)));
+    let (middle, fleet, _echo, _agent) = behind_with(middle);
     let input = noise(60_000, 27);
     let transfer = |what: &str| {
         let mut command = fleet.admin.cli(&["connect", "pump-17", "echo"]);
@@ -64,29 +89,31 @@ fn dat_27_a_relay_that_drops_delays_doubles_swaps_cuts_and_mixes_changes_no_byte
     };
     for percent in [1, 5, 15] {
         let mut dice = dice(percent);
-        middle.rule(move |passing| {
+        middle.rule(watched(Box::new(move |passing| {
             if dice() % 100 < percent {
                 Vec::new()
             } else {
                 pass(passing)
             }
-        });
+        })));
         transfer(&format!("{percent} % dropped"));
     }
     let mut delays = dice(2);
-    middle.rule(move |passing| {
+    middle.rule(watched(Box::new(move |passing| {
         one(
             passing,
             Duration::from_millis(delays() % 60),
             passing.bytes.to_vec(),
         )
-    });
+    })));
     transfer("delayed and swapped");
     let mut doubles = dice(3);
-    middle.rule(move |passing| (0..=doubles() % 3).flat_map(|_| pass(passing)).collect());
+    middle.rule(watched(Box::new(move |passing| {
+        (0..=doubles() % 3).flat_map(|_| pass(passing)).collect()
+    })));
     transfer("doubled");
     let mut damage = dice(4);
-    middle.rule(move |passing| {
+    middle.rule(watched(Box::new(move |passing| {
         let mut bytes = passing.bytes.to_vec();
         match damage() % 20 {
             0 => bytes.truncate(damage() as usize % bytes.len().max(1)),
@@ -98,19 +125,22 @@ fn dat_27_a_relay_that_drops_delays_doubles_swaps_cuts_and_mixes_changes_no_byte
             _ => {}
         }
         one(passing, Duration::ZERO, bytes)
-    });
+    })));
     transfer("cut, flipped and lengthened");
     // Each packet goes to every other end too, as if it were of its circuit.
-    middle.rule(|passing| {
+    middle.rule(watched(Box::new(|passing| {
         let to = passing.end.saturating_sub(6)..=passing.end + 1;
         to.map(|end| (Duration::ZERO, end, passing.bytes.to_vec()))
             .collect()
-    });
+    })));
     transfer("mixed up");
-    // All is dropped but the first that came, the device's link, which would hear of nothing else: the other carrier is
-    // taken for the tunnel.
-    middle.rule(|passing| {
-        if passing.end == 0 {
+    // All is dropped but the device's link, which would hear of nothing else: the other carrier is taken for the tunnel.
+    let spared = Arc::clone(&links);
+    middle.rule(move |passing| {
+        if begins_link(passing) {
+            spared.lock().unwrap().insert(passing.end);
+        }
+        if spared.lock().unwrap().contains(&passing.end) {
             pass(passing)
         } else {
             Vec::new()
