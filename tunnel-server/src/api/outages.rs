@@ -47,12 +47,11 @@ pub(crate) async fn list(
     let visible = visible(&control, &caller, device.as_ref()).await?;
     let last = wanted.last_secs.map(Duration::from_secs);
     let after = last.map(|last| control.now().before(last)).unwrap_or_default();
-    let mut outages = control
+    let outages = control
         .store
-        .outages(device.as_ref(), after, MAX)
+        .outages(&visible, after, MAX)
         .await
         .map_err(|error| control.store_failed(&error))?;
-    outages.retain(|outage| visible.contains(&outage.device));
     Ok(Json(outages))
 }
 

@@ -1,5 +1,7 @@
 //! Times in which devices had no link, as they tell them.
 
+use std::collections::HashSet;
+
 use sqlx::sqlite::SqliteRow;
 use tunnel_proto::api::{Outage, OutageCause};
 use tunnel_proto::{DeviceId, UnixTime, outage};
@@ -55,21 +57,21 @@ impl Store {
         .await
     }
 
-    /// Returns outages that ended after a time, the newest first, at most `limit`: of one device, or of all.
+    /// Returns outages of some devices that ended after a time, the newest first, at most `limit`.
     ///
     /// # Errors
     /// Returns an error if the store cannot be read.
     pub async fn outages(
         &self,
-        device: Option<&DeviceId>,
+        devices: &HashSet<String>,
         after: UnixTime,
         limit: u32,
     ) -> Result<Vec<Outage>, StoreError> {
         let rows = sqlx::query(
-            "SELECT * FROM outages WHERE (?1 IS NULL OR device = ?1) AND ended_at > ?2
+            "SELECT * FROM outages WHERE device IN (SELECT value FROM json_each(?1)) AND ended_at > ?2
              ORDER BY ended_at DESC, rowid DESC LIMIT ?3",
         )
-        .bind(device.map(DeviceId::as_str))
+        .bind(to_json(&devices)?)
         .bind(secs(after))
         .bind(limit)
         .fetch_all(&self.inner.readers)

@@ -243,3 +243,31 @@ async fn an_operator_is_known_until_revoked() {
         .unwrap();
     assert_eq!(fixture.operator(&name).await.unwrap(), None);
 }
+
+/// What one may not see takes no place in what one sees.
+#[tokio::test]
+async fn outages_of_other_devices_do_not_count() {
+    let fixture = Fixture::new().await;
+    for (id, hours) in [("pump", 1), ("secret", 2)] {
+        fixture.enrolled_device(id).await;
+        let outages = (1..=3).map(|number| tunnel_proto::outage::Outage {
+            id: number,
+            from: NOW,
+            until: NOW.after(HOUR * hours),
+            attempts: 1,
+            starts: 0,
+            causes: Vec::new(),
+        });
+        let device = id.parse().unwrap();
+        let kept = fixture.keep_outages(&device, outages.collect(), NOW);
+        kept.await.unwrap();
+    }
+    let of = async |ids: &[&str]| {
+        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        let told = fixture.outages(&ids, NOW, 2).await.unwrap();
+        told.into_iter().map(|outage| outage.device).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&["pump"]).await, ["pump", "pump"]);
+    assert_eq!(of(&["pump", "secret"]).await, ["secret", "secret"]);
+    assert!(of(&[]).await.is_empty());
+}
