@@ -121,10 +121,8 @@ struct Live {
     attach: Option<oneshot::Sender<Attached>>,
     end: Option<oneshot::Sender<Code>>,
     operator: Operator,
-    /// The next key of its leg, while the server rotates it.
+    /// The last key that the server handed out for its leg after the first.
     rekey: watch::Sender<Option<Attached>>,
-    /// Whether the leg was attached, and is being attached anew.
-    rotating: bool,
     task: task::Id,
 }
 

@@ -16,7 +16,8 @@ use tunnel_net::{files, stream};
 use tunnel_proto::Code;
 use tunnel_proto::code::Refusal;
 use tunnel_proto::grant::{Grant, Limits};
-use tunnel_proto::message::{EndTunnel, FromAgent, FromServer, Goodbye, Renewed};
+use tunnel_proto::keys::Secret;
+use tunnel_proto::message::{Attached, EndTunnel, FromAgent, FromServer, Goodbye, Renewed, Rotate};
 
 /// A local service that a test plays itself.
 async fn service() -> (TcpListener, String) {
@@ -223,6 +224,61 @@ async fn a_tunnel_outlives_its_link() {
     device.stop().await;
     assert_eq!(tunnel.closed().await, Code::TunnelClosed);
     assert_eq!(link.tunnel_ended(&grant).await, Code::TunnelClosed);
+}
+
+/// Two rotations close together: the key that comes last counts, and a refusal ends nothing that has its leg.
+#[tokio::test]
+async fn the_last_of_two_keys_counts_and_a_refused_one_ends_nothing() {
+    let (listener, services) = service().await;
+    let server = Server::start().await;
+    let device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    let (_, mut send, _recv) = tunnel.session("ssh").await;
+    let mut local = accept(&listener).await;
+    for token in [vec![1], vec![2]] {
+        let rotate = Rotate {
+            tunnel: grant.tunnel,
+            token,
+        };
+        link.say(FromServer::Rotate(rotate)).await;
+    }
+    for token in [vec![1], vec![2]] {
+        let FromAgent::Attach(attach) = link.next().await else {
+            panic!("no token is redeemed")
+        };
+        assert_eq!(attach.token, token);
+    }
+    let other = Attached {
+        leg_key: Secret::new([9; 32]),
+        ..server.attached(&grant)
+    };
+    link.say(FromServer::Attached(other)).await;
+    let refused = EndTunnel {
+        tunnel: grant.tunnel,
+        reason: Code::TokenExpired.into(),
+    };
+    link.say(FromServer::AttachRefused(refused)).await;
+    link.say(FromServer::Attached(server.attached(&grant))).await;
+
+    send.write_all(b"still here").await.unwrap();
+    let mut bytes = [0; 10];
+    soon("bytes after the refusal", local.read_exact(&mut bytes))
+        .await
+        .unwrap();
+    assert_eq!(&bytes, b"still here");
+    // Only a leg that has the relay's key believes the relay.
+    let mut again = tokio::time::interval(Duration::from_millis(50));
+    let mut ended = std::pin::pin!(link.tunnel_ended(&grant));
+    let reason = loop {
+        tokio::select! {
+            reason = &mut ended => break reason,
+            _ = again.tick() => server.end_circuit(&grant, Code::ByteLimit).await,
+        }
+    };
+    assert_eq!(reason, Code::ByteLimit);
+    device.stop().await;
 }
 
 // AGT-15

@@ -84,6 +84,8 @@ pub enum Output<A> {
         circuit: CircuitId,
         /// The leg.
         role: Role,
+        /// The number of the rotation, as it was locked for.
+        rotation: u32,
     },
     /// The deadline of a circuit has passed before both of its legs were bound.
     NeverBound {
@@ -195,10 +197,10 @@ struct Leg<A> {
 enum Rotating {
     /// None is under way.
     No,
-    /// The old key counts no more, and the new one was not handed out.
-    Locked,
-    /// The new key was handed out, and the leg has not bound with it.
-    Admitted,
+    /// The old key counts no more, and the one of this rotation was not handed out.
+    Locked(u32),
+    /// The key of this rotation was handed out, and the leg has not bound with it.
+    Admitted(u32),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -281,8 +283,8 @@ impl<A: Address> Circuits<A> {
         };
         let leg = &mut state.legs[role as usize];
         leg.key = Some(key);
-        if leg.rotating == Rotating::Locked {
-            leg.rotating = Rotating::Admitted;
+        if let Rotating::Locked(rotation) = leg.rotating {
+            leg.rotating = Rotating::Admitted(rotation);
             // What was counted with the old key says nothing about the new one: who had stolen it may have counted far.
             leg.lowest = 0;
         }
@@ -290,13 +292,13 @@ impl<A: Address> Circuits<A> {
     }
 
     /// Takes the right to bind from a leg's key until the leg is admitted with another one. What is bound stays where it
-    /// is. Says whether there is such a circuit.
+    /// is. The number comes back with [`Output::Rotated`]. Says whether there is such a circuit.
     #[must_use]
-    pub fn lock(&mut self, circuit: CircuitId, role: Role) -> bool {
+    pub fn lock(&mut self, circuit: CircuitId, role: Role, rotation: u32) -> bool {
         let Some(state) = self.circuits.get_mut(&circuit) else {
             return false;
         };
-        state.legs[role as usize].rotating = Rotating::Locked;
+        state.legs[role as usize].rotating = Rotating::Locked(rotation);
         true
     }
 
@@ -348,7 +350,7 @@ impl<A: Address> Circuits<A> {
             .get(&bind.circuit)
             .map(|circuit| &circuit.legs[bind.role as usize]);
         let key = leg
-            .filter(|leg| leg.rotating != Rotating::Locked)
+            .filter(|leg| !matches!(leg.rotating, Rotating::Locked(_)))
             .and_then(|leg| leg.key.as_ref());
         let authentic = Control::is_authentic(datagram, key.unwrap_or(&self.decoy));
         let (Some(leg), Some(key), true) = (leg, key, authentic) else {
@@ -476,8 +478,14 @@ impl<A: Address> Circuits<A> {
         let leg = &mut state.legs[role as usize];
         leg.lowest = bind.counter + 1;
         leg.bound_once = true;
-        if std::mem::replace(&mut leg.rotating, Rotating::No) != Rotating::No {
-            self.outputs.push_back(Output::Rotated { circuit, role });
+        if let Rotating::Locked(rotation) | Rotating::Admitted(rotation) =
+            std::mem::replace(&mut leg.rotating, Rotating::No)
+        {
+            self.outputs.push_back(Output::Rotated {
+                circuit,
+                role,
+                rotation,
+            });
         }
         let was = std::mem::replace(&mut leg.place, Place::At(from));
         if was != Place::At(from) {

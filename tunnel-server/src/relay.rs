@@ -144,6 +144,8 @@ pub enum RelayEvent {
         circuit: CircuitId,
         /// The leg.
         role: Role,
+        /// How many times its key was rotated up to then.
+        rotations: u32,
     },
     /// A circuit has carried what it may; nothing more is forwarded for it.
     ByteLimit {
@@ -269,12 +271,13 @@ impl Relay {
         self.running.shared.admit(circuit, role, rotations)
     }
 
-    /// Lets a leg's key bind no more, until the leg is admitted with another one. What is bound goes on.
+    /// Lets a leg's key bind no more, until the leg is admitted with the one that it has after so many rotations. What is
+    /// bound goes on.
     ///
     /// # Errors
     /// [`Code::NotFound`] when there is no such circuit.
-    pub fn lock(&self, circuit: CircuitId, role: Role) -> Result<(), Code> {
-        self.running.shared.lock(circuit, role)
+    pub fn lock(&self, circuit: CircuitId, role: Role, rotations: u32) -> Result<(), Code> {
+        self.running.shared.lock(circuit, role, rotations)
     }
 
     /// Closes a circuit and tells both legs why. Returns what it has carried, or `None` if there is no such circuit.

@@ -118,7 +118,6 @@ impl Agent {
                 end: Some(end),
                 operator,
                 rekey,
-                rotating: false,
                 task,
             },
         );
@@ -134,17 +133,16 @@ impl Agent {
         };
         if let Some(waiting) = live.attach.take() {
             let _ = waiting.send(attached);
-        } else if std::mem::take(&mut live.rotating) {
+        } else {
             live.rekey.send_replace(Some(attached));
         }
     }
 
-    /// A tunnel that is not attached ends; one that is goes on, and the server asks it again to attach anew.
+    /// A tunnel that waits for its leg ends; one that has it goes on, and the server asks it again to attach anew.
     pub(super) fn handle_attach_refused(&mut self, refused: &EndTunnel) {
         let (tunnel, code) = (refused.tunnel, refused.reason.code);
         match self.tunnels.get_mut(&tunnel) {
-            Some(live) if live.rotating => {
-                live.rotating = false;
+            Some(live) if live.attach.is_none() => {
                 tracing::warn!(tunnel = tunnel.fmt_short(), %code, "a leg's next key was refused");
             }
             None if self.duty.others().contains(&tunnel) => {
@@ -164,12 +162,9 @@ impl Agent {
     /// The server rotates the key of a leg: redeems the token that comes with it.
     pub(super) fn handle_rotate(&mut self, rotate: Rotate) {
         let Rotate { tunnel, token } = rotate;
-        match self.tunnels.get_mut(&tunnel) {
-            Some(live) => live.rotating = live.attach.is_none(),
-            None if self.duty.others().contains(&tunnel) => {}
-            None => return,
+        if self.tunnels.contains_key(&tunnel) || self.duty.others().contains(&tunnel) {
+            self.outgoing.push(FromAgent::Attach(Attach { tunnel, token }));
         }
-        self.outgoing.push(FromAgent::Attach(Attach { tunnel, token }));
     }
 
     /// Ends a tunnel as the server says; one that is over already is confirmed once more.

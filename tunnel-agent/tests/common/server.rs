@@ -146,15 +146,19 @@ impl Server {
             }
             other => panic!("{other:?}"),
         }
+        link.say(FromServer::Attached(self.attached(grant))).await;
+    }
+
+    /// Returns what lets the agent's leg bind.
+    pub(crate) fn attached(&self, grant: &Grant) -> Attached {
         let circuit = CircuitId::from_bytes(*grant.tunnel.as_bytes());
-        let attached = Attached {
+        Attached {
             tunnel: grant.tunnel,
             circuit,
             leg_key: self.relay.key(circuit, Role::Destination).secret().clone(),
             udp_port: self.relay.port,
             websocket_port: self.addr.tcp_port,
-        };
-        link.say(FromServer::Attached(attached)).await;
+        }
     }
 
     /// Opens a tunnel from offer to end-to-end connection.

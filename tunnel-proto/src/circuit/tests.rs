@@ -771,8 +771,8 @@ proptest! {
 #[test]
 fn after_a_rotation_the_old_key_binds_nothing_and_what_is_bound_goes_on() {
     let mut circuits = bound();
-    assert!(circuits.lock(id(1), Role::Source));
-    assert!(!circuits.lock(id(2), Role::Source));
+    assert!(circuits.lock(id(1), Role::Source, 1));
+    assert!(!circuits.lock(id(2), Role::Source, 1));
     let stolen = bind(Role::Source, u64::MAX - 1, 0);
     for from in [SOURCE, ELSEWHERE] {
         assert_eq!(say(&mut circuits, from, stolen).kind(), None, "locked");
@@ -789,6 +789,7 @@ fn after_a_rotation_the_old_key_binds_nothing_and_what_is_bound_goes_on() {
     let rotated = Output::Rotated {
         circuit: id(1),
         role: Role::Source,
+        rotation: 1,
     };
     assert!(outputs.contains(&rotated), "{outputs:?}");
     assert_eq!(circuits.place(id(1), Role::Source), Some(SOURCE));
@@ -817,7 +818,7 @@ fn a_rotation_takes_a_stolen_leg_back() {
         Some(Kind::Bound)
     );
     let new = LegKey::derive_rotated(&Secret::new([7; 32]), id(1), Role::Source, 1);
-    assert!(circuits.lock(id(1), Role::Source) && circuits.admit(id(1), Role::Source, new.clone()));
+    assert!(circuits.lock(id(1), Role::Source, 1) && circuits.admit(id(1), Role::Source, new.clone()));
     circuits.handle_bind(SOURCE, false, &bind(Role::Source, 6, 0).encode(&new));
     let challenge = Said(drain(&mut circuits))
         .answer()

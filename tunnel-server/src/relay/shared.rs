@@ -206,8 +206,8 @@ impl Shared {
     }
 
     /// Lets a leg's key bind no more.
-    pub(super) fn lock(&self, circuit: CircuitId, role: Role) -> Result<(), Code> {
-        match self.state().machine.lock(circuit, role) {
+    pub(super) fn lock(&self, circuit: CircuitId, role: Role, rotations: u32) -> Result<(), Code> {
+        match self.state().machine.lock(circuit, role, rotations) {
             true => Ok(()),
             false => Err(Code::NotFound),
         }
@@ -393,7 +393,15 @@ impl Shared {
                 Output::Foreign { .. } => {
                     self.foreign.fetch_add(1, Ordering::Relaxed);
                 }
-                Output::Rotated { circuit, role } => self.tell(RelayEvent::Rotated { circuit, role }),
+                Output::Rotated {
+                    circuit,
+                    role,
+                    rotation: rotations,
+                } => self.tell(RelayEvent::Rotated {
+                    circuit,
+                    role,
+                    rotations,
+                }),
                 Output::NeverBound { circuit } => self.tell(RelayEvent::NeverBound { circuit }),
             }
         }

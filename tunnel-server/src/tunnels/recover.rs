@@ -88,12 +88,12 @@ impl Control {
         let opened = self.relay.open(spec).and_then(|()| {
             // Only a leg that was admitted before the restart has its key.
             for role in [Role::Source, Role::Destination] {
-                if rotations[role as usize] > 0 {
+                let rotations = rotations[role as usize];
+                if rotations > 0 {
                     // Told when the leg has bound with it.
-                    self.relay.lock(circuit, role)?;
+                    self.relay.lock(circuit, role, rotations)?;
                 }
-                self.relay
-                    .admit_rotated(circuit, role, rotations[role as usize])?;
+                self.relay.admit_rotated(circuit, role, rotations)?;
             }
             Ok(())
         });

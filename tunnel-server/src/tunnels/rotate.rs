@@ -3,6 +3,9 @@
 //! The new number of rotations is durable before the old key is locked, and an end is given fresh tokens until it has bound
 //! with the new key. So a crash at any point leaves the old key or the new one in force, and an end that knows neither yet
 //! is asked again.
+//!
+//! A leg's rotations follow each other: while one is under way, who asks for another is given that one. So no two keys of a
+//! leg are on their way to its end, where the older one could come last.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +23,9 @@ use crate::api::caller::Caller;
 use crate::control::{Control, to_base64};
 use crate::links::Link;
 
+/// How long an end has, once it was asked, before it is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// How long the answer waits for the ends to bind with their new keys.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -27,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Legs {
     state: Mutex<[Leg; 2]>,
+    /// Held by who rotates.
+    turn: tokio::sync::Mutex<()>,
     /// Counts the changes.
     changes: watch::Sender<u64>,
 }
@@ -35,8 +43,19 @@ pub(crate) struct Legs {
 #[derive(Clone, Copy, Debug, Default)]
 struct Leg {
     rotations: u32,
-    /// Whether the end has not bound with the key of the last rotation.
-    due: bool,
+    due: Due,
+}
+
+/// Whether an end has to bind with the key of the last rotation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Due {
+    /// It has, or there was no rotation.
+    #[default]
+    No,
+    /// The server was restarted since, and nobody knows whether it has. The key may be an old one.
+    Unknown,
+    /// It has not; it was asked to at this time.
+    Asked(Instant),
 }
 
 impl Legs {
@@ -44,17 +63,37 @@ impl Legs {
     pub(crate) fn new(rotations: [u32; 2]) -> Self {
         let leg = |rotations| Leg {
             rotations,
-            due: rotations > 0,
+            due: if rotations > 0 { Due::Unknown } else { Due::No },
         };
         Self {
             state: Mutex::new(rotations.map(leg)),
+            turn: tokio::sync::Mutex::default(),
             changes: watch::Sender::new(0),
         }
     }
 
     /// Says whether an end has to bind with a new key.
     pub(crate) fn is_due(&self, role: Role) -> bool {
-        self.state()[role as usize].due
+        self.state()[role as usize].due != Due::No
+    }
+
+    /// Says whether a rotation of the leg is under way, and if so, whether its end is to be asked again.
+    fn under_way(&self, role: Role, now: Instant) -> Option<bool> {
+        let due = &mut self.state()[role as usize].due;
+        let Due::Asked(at) = *due else { return None };
+        let again = now >= at + AGAIN;
+        if again {
+            *due = Due::Asked(now);
+        }
+        Some(again)
+    }
+
+    /// A leg has bound with the key that it has after so many rotations. If there was another one since, it says nothing.
+    fn bound(&self, role: Role, rotations: u32) {
+        let leg = &mut self.state()[role as usize];
+        if leg.rotations == rotations {
+            leg.due = Due::No;
+        }
     }
 
     /// Returns a receiver that hears of every change.
@@ -79,16 +118,20 @@ impl Control {
             .admit_rotated(live.facts.circuit, role, legs[role as usize].rotations)
     }
 
-    /// Rotates the keys of a tunnel's legs, and waits a little for the ends to bind with them.
+    /// Rotates the keys of a tunnel's legs, and waits a little for the ends to bind with them. Where a rotation is under
+    /// way that this process began, its end is asked again instead.
     ///
     /// # Errors
-    /// Refuses a tunnel that is not alive, or that is another's without the right to cut it; fails if it cannot be recorded.
+    /// Refuses who asks too often, and a tunnel that is not alive, or that is another's without the right to cut it; fails if it cannot be recorded.
     pub(crate) async fn rotate(
         self: &Arc<Self>,
         caller: &Caller,
         id: TunnelId,
         request: RotateTunnel,
     ) -> Result<RotatedTunnel, Refusal> {
+        if !self.quotas.decisions.take(Instant::now(), &caller.peer.identity) {
+            return Err(Code::Limit.into());
+        }
         let roles = match (request.source, request.destination) {
             (true, false) => &[Role::Source][..],
             (false, true) => &[Role::Destination],
@@ -135,17 +178,20 @@ impl Control {
     }
 
     async fn rotate_leg(&self, live: &Live, role: Role, by: &str) -> Result<(), Code> {
-        let rotated = self.store.rotate(live.facts.id, role, by).await;
-        let rotations = rotated
-            .map_err(|error| self.store_failed(&error))?
-            .ok_or(Code::TunnelClosed)?;
-        {
+        let _turn = live.legs.turn.lock().await;
+        let under_way = live.legs.under_way(role, Instant::now());
+        if under_way.is_none() {
+            let rotated = self.store.rotate(live.facts.id, role, by).await;
+            let rotations = rotated
+                .map_err(|error| self.store_failed(&error))?
+                .ok_or(Code::TunnelClosed)?;
             let mut legs = live.legs.state();
-            let leg = &mut legs[role as usize];
-            // Two at once: the later one counts.
-            leg.rotations = leg.rotations.max(rotations);
-            leg.due = true;
-            self.relay.lock(live.facts.circuit, role)?;
+            let due = Due::Asked(Instant::now());
+            legs[role as usize] = Leg { rotations, due };
+            self.relay.lock(live.facts.circuit, role, rotations)?;
+        }
+        if under_way == Some(false) {
+            return Ok(());
         }
         live.legs.changed();
         if role == Role::Destination
@@ -194,11 +240,45 @@ impl Control {
     }
 
     /// Notes that a leg has bound with its new key.
-    pub(super) fn leg_rotated(&self, circuit: CircuitId, role: Role) {
+    pub(super) fn leg_rotated(&self, circuit: CircuitId, role: Role, rotations: u32) {
         let live = self.tunnels.table().of_circuit(circuit);
         if let Some(live) = live {
-            live.legs.state()[role as usize].due = false;
+            live.legs.bound(role, rotations);
             live.legs.changed();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_rotation_says_nothing_about_the_next() {
+        let legs = Legs::new([0; 2]);
+        legs.state()[0] = Leg {
+            rotations: 2,
+            due: Due::Asked(Instant::now()),
+        };
+        legs.bound(Role::Source, 1);
+        assert!(legs.is_due(Role::Source));
+        legs.bound(Role::Source, 2);
+        assert!(!legs.is_due(Role::Source));
+    }
+
+    #[test]
+    fn an_end_is_asked_again_now_and_then_and_after_a_restart_the_leg_is_rotated() {
+        let (legs, now) = (Legs::new([0, 3]), Instant::now());
+        assert_eq!(legs.under_way(Role::Source, now), None);
+        assert!(legs.is_due(Role::Destination));
+        assert_eq!(
+            legs.under_way(Role::Destination, now),
+            None,
+            "its key may be an old one"
+        );
+        legs.state()[0].due = Due::Asked(now);
+        assert_eq!(legs.under_way(Role::Source, now), Some(false));
+        assert_eq!(legs.under_way(Role::Source, now + AGAIN), Some(true));
+        assert_eq!(legs.under_way(Role::Source, now + AGAIN), Some(false));
     }
 }

@@ -95,7 +95,11 @@ pub(crate) async fn relay_events(control: Arc<Control>, mut events: mpsc::Receiv
                     control.spawn(async move { owner.connected(tunnel).await });
                 }
             }
-            RelayEvent::Rotated { circuit, role } => control.leg_rotated(circuit, role),
+            RelayEvent::Rotated {
+                circuit,
+                role,
+                rotations,
+            } => control.leg_rotated(circuit, role, rotations),
             RelayEvent::ByteLimit { circuit } => end(&control, circuit, Code::ByteLimit),
             RelayEvent::NeverBound { circuit } => end(&control, circuit, Code::TunnelLost),
         }

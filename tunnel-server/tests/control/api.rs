@@ -86,21 +86,34 @@ impl Api {
             .map_err(|e| format!("{e:?}"))?;
         let mut driver = JoinSet::new();
         driver.spawn(connection);
-        let answer = tokio::time::timeout(SOON, sender.send_request(request))
+        ask(&mut sender, request).await
+    }
+
+    /// Posts the same again and again over one connection, as fast as it is answered, until an answer is the wanted one.
+    pub(crate) async fn post_until(
+        &self,
+        path: &str,
+        body: &Value,
+        wanted: impl Fn(&Answer) -> bool,
+    ) -> Answer {
+        let stream = TokioIo::new(self.connect().await.unwrap());
+        let (mut sender, connection) = http1::handshake(stream).await.unwrap();
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        let asked = async {
+            loop {
+                sender.ready().await.unwrap();
+                let answer = ask(&mut sender, request(Method::POST, path, Some(body)))
+                    .await
+                    .unwrap();
+                if wanted(&answer) {
+                    return answer;
+                }
+            }
+        };
+        tokio::time::timeout(3 * SOON, asked)
             .await
-            .expect("an answer in time");
-        let answer = answer.map_err(|error| format!("{error:?}"))?;
-        let status = answer.status().as_u16();
-        let body = answer
-            .into_body()
-            .collect()
-            .await
-            .map_err(|error| format!("{error:?}"))?
-            .to_bytes();
-        Ok(Answer {
-            status,
-            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
-        })
+            .expect("the wanted answer in time")
     }
 
     pub(crate) async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
@@ -190,4 +203,26 @@ pub(crate) fn request(method: Method, path: &str, body: Option<&Value>) -> Reque
             .unwrap(),
         None => request.body(Full::default()).unwrap(),
     }
+}
+
+/// Sends one request and reads its answer.
+async fn ask(
+    sender: &mut http1::SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, String> {
+    let answer = tokio::time::timeout(SOON, sender.send_request(request))
+        .await
+        .expect("an answer in time");
+    let answer = answer.map_err(|error| format!("{error:?}"))?;
+    let status = answer.status().as_u16();
+    let body = answer
+        .into_body()
+        .collect()
+        .await
+        .map_err(|error| format!("{error:?}"))?
+        .to_bytes();
+    Ok(Answer {
+        status,
+        body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+    })
 }

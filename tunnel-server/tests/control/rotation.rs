@@ -175,3 +175,46 @@ async fn a_rotation_that_a_restart_interrupts_is_brought_to_its_end() {
     here.reaches(&there).await;
     world.server.shutdown().await;
 }
+
+/// Who asks for a rotation while one is under way is given that one: each end hears of one key, and is asked for one.
+#[tokio::test]
+async fn two_rotations_at_once_are_one() {
+    let world = World::new().await;
+    let device = world.device("pump").await;
+    let (api, mut agent) = (world.api(&world.admin), Agent::link(&world, &device).await);
+    let mut tunnel = bound(&world, &api, &mut agent).await;
+    let path = format!("/v1/tunnels/{}/rotate", tunnel.id);
+    let both = json!({});
+    let (first, second, ()) = tokio::join!(api.post(&path, &both), api.post(&path, &both), async {
+        let destination = next_destination_key(&mut agent).await;
+        let source = next_source_key(&api, tunnel.id).await;
+        // By the time that the first two have come here this one finds both under way, too.
+        let third: RotatedTunnel = api.post(&path, &both).await.good();
+        assert!(third.legs.iter().all(|leg| leg.bound_micros.is_none()));
+        let again = next_source_key(&api, tunnel.id).await;
+        assert_eq!(source.leg_key, again.leg_key);
+        tunnel.there.rekey(destination);
+        tunnel.there.bind().await;
+        tunnel.here.rekey(Secret::new(unhex(&source.leg_key).unwrap()));
+        tunnel.here.bind().await;
+    });
+    for rotated in [first, second] {
+        assert_eq!(rotated.good::<RotatedTunnel>().legs.len(), 2);
+    }
+    tunnel.here.reaches(&tunnel.there).await;
+    world.server.shutdown().await;
+}
+
+/// Asking costs the server a write and the device a message, so nobody may ask as often as it likes.
+#[tokio::test]
+async fn who_rotates_too_often_is_refused() {
+    let world = World::new().await;
+    let tess = world.operator("tess", "technicians").await;
+    let (api, other) = (world.api(&tess), world.api(&world.admin));
+    let path = format!("/v1/tunnels/{}/rotate", TunnelId::from_bytes([7; 16]));
+    let both = json!({});
+    let asked = api.post_until(&path, &both, |answer| answer.status != 404);
+    asked.await.refused(Code::Limit);
+    other.post(&path, &both).await.refused(Code::NotFound);
+    world.server.shutdown().await;
+}
