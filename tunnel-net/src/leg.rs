@@ -40,7 +40,7 @@ pub struct LegConfig {
     pub circuit: CircuitId,
     /// Which end this is.
     pub role: Role,
-    /// The key of the leg.
+    /// The key of the leg, until it is given another one.
     pub key: LegKey,
     /// TLS for the WebSocket carrier.
     pub websocket_tls: Arc<ClientConfig>,
@@ -452,10 +452,10 @@ impl Driver {
 
     /// Takes what the relay says. The first of its addresses that answers is the one that is used from then on.
     fn handle_control(&mut self, control: &Control) {
-        let authentic = || bind::Control::is_authentic(&control.datagram, &self.config.key);
-        if let Some(from) = control.from.filter(|_| self.choosing.is_some())
-            && authentic()
-        {
+        let is_relays = self
+            .machine
+            .handle_control(Instant::now(), control.carrier, &control.datagram);
+        if let Some(from) = control.from.filter(|_| is_relays && self.choosing.is_some()) {
             self.choosing = None;
             self.wire.keep_udp(from);
             let path = network::source(from).map(|source| Path {
@@ -467,8 +467,6 @@ impl Driver {
                 handle.abort();
             }
         }
-        self.machine
-            .handle_control(Instant::now(), control.carrier, &control.datagram);
     }
 
     fn run_websocket(&mut self, generation: u64, stream: Box<Stream>) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use support::fleet::{Connected, Fleet};
 use support::in_time;
-use support::relay::Relay;
+use support::relay::{Relay, rotated_key};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::task::AbortOnDropHandle;
 use tunnel_net::link::Try;
@@ -180,4 +180,38 @@ async fn a_leg_takes_the_address_that_answers() {
         started.elapsed()
     );
     assert!(ends.operator.close_reason().is_none());
+}
+
+/// The first address that is tried after a move is dead; the other one answers with the keys that the legs have now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leg_whose_key_was_rotated_takes_the_address_that_answers() {
+    let fleet = Fleet::new();
+    let first = Ipv4Addr::new(127, 0, 0, 9);
+    let relay = Relay::start(first.into(), fleet.api_server()).await;
+    let then = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, relay.addr.udp_port))
+        .await
+        .unwrap();
+    let mut addr = relay.addr.clone();
+    addr.host = Ipv4Addr::LOCALHOST.to_string();
+    let leg = |role| {
+        let only = Try::Only(Carrier::Udp);
+        Relay::leg_beginning_with(Some(first.into()), &addr, role, fleet.api_client(), only)
+    };
+    let ends = fleet.connect(leg(Role::Source), leg(Role::Destination)).await;
+    relay.rotate().await;
+    for (leg, role) in [
+        (&ends.source, Role::Source),
+        (&ends.destination, Role::Destination),
+    ] {
+        leg.rekey().rekey(rotated_key(role, 1));
+    }
+    relay.move_to(then).await;
+    let said = async {
+        let (mut send, _recv) = ends.operator.open_bi().await.unwrap();
+        send.write_all(b"from elsewhere").await.unwrap();
+        send.finish().unwrap();
+        let (_send, mut recv) = ends.device.accept_bi().await.unwrap();
+        recv.read_to_end(100).await.unwrap()
+    };
+    assert_eq!(in_time("heard after the move", said).await, b"from elsewhere");
 }

@@ -229,14 +229,15 @@ impl Leg {
         }
     }
 
-    /// A control datagram came over a carrier. Anything that the relay did not make is passed over.
-    pub fn handle_control(&mut self, now: Instant, carrier: Carrier, datagram: &[u8]) {
+    /// A control datagram came over a carrier. Says whether the relay made it, for this leg as its key is now; anything
+    /// else is passed over.
+    pub fn handle_control(&mut self, now: Instant, carrier: Carrier, datagram: &[u8]) -> bool {
         let Some(control) = Control::decode(datagram) else {
-            return;
+            return false;
         };
         let ours = control.circuit == self.circuit && control.role == self.role && !self.ended;
         if !ours || control.kind == Kind::Bind || !Control::is_authentic(datagram, &self.key) {
-            return;
+            return false;
         }
         match control.kind {
             Kind::Bound => self.bound(now, carrier, control.counter),
@@ -244,6 +245,7 @@ impl Leg {
             Kind::Ended => self.end(Code::from_number(control.value)),
             Kind::Bind => {}
         }
+        true
     }
 
     /// The machine's network has changed: what was known of the carriers may be wrong.

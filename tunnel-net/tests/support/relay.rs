@@ -31,13 +31,28 @@ const QUEUE: usize = 1000;
 type Incoming = (SocketAddr, Option<Vec<u8>>);
 
 fn leg_key(role: Role) -> LegKey {
-    LegKey::derive(&Secret::new([3; 32]), CIRCUIT, role)
+    rotated_key(role, 0)
+}
+
+/// Returns the key of a leg after so many rotations.
+pub(crate) fn rotated_key(role: Role, rotations: u32) -> LegKey {
+    LegKey::derive_rotated(&Secret::new([3; 32]), CIRCUIT, role, rotations)
+}
+
+/// What a test has the relay do.
+enum Order {
+    /// End the circuit.
+    Close(Code),
+    /// Give both legs other keys, once.
+    Rotate,
+    /// Work on another socket. The one before stays, and says nothing.
+    Move(UdpSocket),
 }
 
 /// A relay; it ends with this value.
 pub(crate) struct Relay {
     pub(crate) addr: ServerAddr,
-    close: mpsc::Sender<Code>,
+    orders: mpsc::Sender<Order>,
     binds: Arc<AtomicUsize>,
     _task: AbortOnDropHandle<()>,
 }
@@ -54,13 +69,13 @@ impl Relay {
             proxy: None,
             proven: tunnel_net::resolve::Proven::default(),
         };
-        let (close, closes) = mpsc::channel(1);
+        let (orders, ordered) = mpsc::channel(4);
         let forwarder = Forwarder::new(udp);
         let binds = forwarder.binds.clone();
-        let task = AbortOnDropHandle::new(tokio::task::spawn(forwarder.run(tcp, tls, closes)));
+        let task = AbortOnDropHandle::new(tokio::task::spawn(forwarder.run(tcp, tls, ordered)));
         Self {
             addr,
-            close,
+            orders,
             binds,
             _task: task,
         }
@@ -103,12 +118,28 @@ impl Relay {
 
     /// Ends the circuit.
     pub(crate) async fn close(&self, why: Code) {
-        self.close.send(why).await.unwrap();
+        self.order(Order::Close(why)).await;
+    }
+
+    /// Gives both legs other keys: from here on only [`rotated_key`] binds.
+    pub(crate) async fn rotate(&self) {
+        self.order(Order::Rotate).await;
+    }
+
+    /// Has UDP work on another socket from here on; the one before falls silent.
+    pub(crate) async fn move_to(&self, udp: UdpSocket) {
+        self.order(Order::Move(udp)).await;
+    }
+
+    async fn order(&self, order: Order) {
+        assert!(self.orders.send(order).await.is_ok(), "the relay is there");
     }
 }
 
 struct Forwarder {
     udp: UdpSocket,
+    /// Where it was before it moved.
+    before: Option<UdpSocket>,
     circuits: Circuits<SocketAddr>,
     roles: HashMap<SocketAddr, Role>,
     websockets: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>>,
@@ -124,6 +155,7 @@ impl Forwarder {
         }
         Self {
             udp,
+            before: None,
             circuits,
             roles: HashMap::new(),
             websockets: HashMap::new(),
@@ -135,7 +167,7 @@ impl Forwarder {
         mut self,
         tcp: TcpListener,
         tls: Arc<rustls::ServerConfig>,
-        mut closes: mpsc::Receiver<Code>,
+        mut ordered: mpsc::Receiver<Order>,
     ) {
         let (arrived, mut arrivals) = mpsc::channel(QUEUE);
         let mut connections = JoinSet::new();
@@ -160,11 +192,22 @@ impl Forwarder {
                     Some(datagram) => self.handle(from, &datagram).await,
                     None => self.circuits.handle_gone(from),
                 },
-                Some(why) = closes.recv() => {
-                    self.circuits.close(CIRCUIT, why);
-                }
+                Some(order) = ordered.recv() => self.obey(order),
             }
             self.drain().await;
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Close(why) => drop(self.circuits.close(CIRCUIT, why)),
+            Order::Rotate => {
+                for role in [Role::Source, Role::Destination] {
+                    assert!(self.circuits.lock(CIRCUIT, role, 1));
+                    assert!(self.circuits.admit(CIRCUIT, role, rotated_key(role, 1)));
+                }
+            }
+            Order::Move(udp) => self.before = Some(std::mem::replace(&mut self.udp, udp)),
         }
     }
 
