@@ -14,7 +14,7 @@ use tunnel_net::ServerAddr;
 use tunnel_net::clock::Clock;
 use tunnel_proto::audit::{Checkpoint, Head};
 use tunnel_proto::names::GroupName;
-use tunnel_proto::{Code, Identity, NodeName, OperatorName, UnixTime};
+use tunnel_proto::{Code, DeviceId, Identity, NodeName, OperatorName, UnixTime};
 
 use self::decide::InForce;
 use self::quotas::Quotas;
@@ -25,8 +25,9 @@ use crate::audit::Event;
 use crate::ca::{Keys, random_bytes};
 use crate::failure::chain;
 use crate::links::Links;
-use crate::links::returns::Arrivals;
+use crate::links::returns::{Arrivals, TOO_OFTEN};
 use crate::relay::Relay;
+use crate::run::gate::Gate;
 use crate::store::{Store, StoreError};
 use crate::tunnels::Tunnels;
 
@@ -73,7 +74,9 @@ pub(crate) struct Control {
     pub(crate) returns_per_sec: u32,
     /// Agents that were sent away for a while since the start.
     pub(crate) shed: AtomicU64,
-    pub(crate) arrivals: Mutex<Arrivals>,
+    pub(crate) arrivals: Mutex<Arrivals<DeviceId>>,
+    /// Connections that measure.
+    pub(crate) probes: Gate<Identity>,
     /// Work that goes on when who asked for it has left.
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -134,10 +137,14 @@ impl Control {
             .unwrap_or_else(|_| Err(Code::Internal.into()))
     }
 
-    /// Lets a link in, or says after which time its agent is to come back.
-    pub(crate) fn admit_link(&self, now: Instant) -> Result<(), Duration> {
+    /// Lets a link of a device in, or says after which time its agent is to come back.
+    pub(crate) fn admit_link(&self, device: &DeviceId, now: Instant) -> Result<(), Duration> {
+        // Its own allowance first: who comes without end takes nothing from what all have together.
+        if !self.quotas.links.take(now, device) {
+            return Err(TOO_OFTEN);
+        }
         let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        arrivals.admit(now)
+        arrivals.admit(device, now)
     }
 
     /// Says whether the server is about to stop.

@@ -36,6 +36,7 @@ use crate::tunnels::Tunnels;
 use crate::{api, links, metrics, tunnels};
 use tunnel_policy::Engine;
 
+use self::gate::{Gate, PROBES};
 use self::tcp::Front;
 
 pub(crate) mod gate;
@@ -173,6 +174,7 @@ impl Server {
             returns_per_sec: config.returns_per_sec,
             shed: AtomicU64::new(0),
             arrivals: Mutex::new(Arrivals::new(config.returns_per_sec, Instant::now())),
+            probes: Gate::new(PROBES),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });

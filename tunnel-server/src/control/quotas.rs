@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tunnel_proto::Identity;
+use tunnel_proto::{DeviceId, Identity};
 
 use crate::run::gate::Source;
 use crate::run::rate::{Allowance, Rate};
@@ -39,6 +39,15 @@ const RECORDS: Allowance = Allowance {
     refill_all: Duration::from_millis(2),
 };
 
+/// Links of one device. A network that comes and goes needs some in a row; what a device takes beyond that would be taken
+/// from the rest of the fleet, and all together have a rate of their own (THREATS SRV-08).
+const LINKS: Allowance = Allowance {
+    burst: 5,
+    refill: Duration::from_secs(1),
+    burst_all: u32::MAX,
+    refill_all: Duration::from_millis(1),
+};
+
 /// The quotas of everybody.
 #[derive(Debug)]
 pub(crate) struct Quotas {
@@ -46,6 +55,7 @@ pub(crate) struct Quotas {
     pub(crate) decisions: Rate<Identity>,
     pub(crate) explanations: Rate<Identity>,
     pub(crate) records: Rate<Identity>,
+    pub(crate) links: Rate<DeviceId>,
 }
 
 impl Quotas {
@@ -56,6 +66,7 @@ impl Quotas {
             decisions: Rate::new(DECISIONS, now),
             explanations: Rate::new(EXPLANATIONS, now),
             records: Rate::new(RECORDS, now),
+            links: Rate::new(LINKS, now),
         }
     }
 }

@@ -3,14 +3,20 @@
 use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tunnel_certs::Peer;
 use tunnel_net::stream::{MessageError, read_message, write_message};
+use tunnel_proto::Code;
 use tunnel_proto::message::{FromAgent, FromServer, Pong, Probed, ProbedLink};
 use tunnel_proto::names::Subject;
 
 use crate::control::Control;
+use crate::run::gate::PROBES_OF_ONE;
 
 /// How long measuring may take: a few hundred round trips of a slow line.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the peer may say nothing in between: one that tries several addresses is waited for until it has.
+const IDLE: Duration = Duration::from_secs(15);
 
 /// Messages that one connection may send: a few hundred probes, and what goes with them.
 const MESSAGES: usize = 1024;
@@ -21,9 +27,18 @@ pub(super) async fn serve(
     control: &Control,
     connection: &Connection,
     mut streams: (SendStream, RecvStream),
-    who: &Subject,
+    peer: &Peer,
 ) {
-    let answering = answer_all(control, connection, &mut streams, who);
+    let hang_up = |code: Code| {
+        connection.close(VarInt::from_u32(code as u32), code.as_str().as_bytes());
+    };
+    if let Some(why) = control.fallen(peer) {
+        return hang_up(why);
+    }
+    let Some(_place) = control.probes.enter_as(peer.identity.clone(), PROBES_OF_ONE) else {
+        return hang_up(Code::Busy);
+    };
+    let answering = answer_all(control, connection, &mut streams, &peer.identity.subject);
     // A peer that breaks off has measured enough.
     let _ = tokio::time::timeout(DEADLINE, answering).await;
     connection.close(VarInt::from_u32(0), b"measured");
@@ -38,7 +53,10 @@ async fn answer_all(
     let mut answer = FromServer::Probed(probed(control, connection, who));
     for _ in 0..MESSAGES {
         write_message(send, &answer).await?;
-        answer = match read_message(recv).await? {
+        let Ok(message) = tokio::time::timeout(IDLE, read_message(recv)).await else {
+            break;
+        };
+        answer = match message? {
             FromAgent::Probe(_) => FromServer::Probed(probed(control, connection, who)),
             FromAgent::Ping(ping) => FromServer::Pong(Pong {
                 seq: ping.seq,

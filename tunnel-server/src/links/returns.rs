@@ -4,6 +4,7 @@
 //! once too. So a server that stops gives each agent a moment of its own in a window that its return rate makes, and one
 //! that is met by more than that rate sends the rest away, again each with a moment of its own (THREATS SRV-07, SRV-08).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// The shortest window: a small fleet is spread too, and back before anybody wonders.
@@ -11,6 +12,12 @@ const SHORTEST: Duration = Duration::from_secs(2);
 
 /// The longest: agents wait no longer, whatever they are told.
 const LONGEST: Duration = Duration::from_secs(600);
+
+/// How long a device stays away that links too often: longer than its allowance takes to come back.
+pub(crate) const TOO_OFTEN: Duration = Duration::from_secs(5);
+
+/// Moments that are remembered. Without memory of its own, one that comes too early is given another one.
+const MAX_GIVEN: usize = 65_536;
 
 /// For how long links may come faster than the rate before they are sent away: a site that comes back is no herd.
 const BURST: Duration = Duration::from_secs(2);
@@ -27,38 +34,63 @@ pub(crate) fn moment(number: usize, count: usize, per_sec: u32, random: u64) -> 
 
 /// Lets links in at the return rate.
 #[derive(Clone, Debug)]
-pub(crate) struct Arrivals {
+pub(crate) struct Arrivals<K> {
     /// Between two links.
     gap: Duration,
     /// When the next link would be due if they came evenly.
     due: Instant,
     /// The next moment that nobody has been given.
     free: Instant,
+    /// The moments that are still to come, by whose they are: who does not wait for its moment gets no other one.
+    given: BTreeMap<K, Instant>,
+    in_order: BTreeSet<(Instant, K)>,
 }
 
-impl Arrivals {
+impl<K: Ord + Clone> Arrivals<K> {
     /// Starts with nobody there.
     pub(crate) fn new(per_sec: u32, now: Instant) -> Self {
         Self {
             gap: Duration::from_secs(1) / per_sec.max(1),
             due: now,
             free: now,
+            given: BTreeMap::new(),
+            in_order: BTreeSet::new(),
         }
     }
 
-    /// Lets a link in.
+    /// Lets a link of `who` in.
     ///
     /// # Errors
     /// Returns after which time this agent is to come back, when links come faster than they are to.
-    pub(crate) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn admit(&mut self, who: &K, now: Instant) -> Result<(), Duration> {
+        self.forget_past(now);
         let due = self.due.max(now);
         if due.saturating_duration_since(now) < BURST {
             self.due = due + self.gap;
+            if let Some(moment) = self.given.remove(who) {
+                self.in_order.remove(&(moment, who.clone()));
+            }
             return Ok(());
+        }
+        if let Some(moment) = self.given.get(who) {
+            return Err(moment.saturating_duration_since(now));
         }
         // Those that come at their moments take what the rate gives, so these start after what is due by now.
         self.free = self.free.max(due) + self.gap;
-        Err(self.free.saturating_duration_since(now).min(LONGEST))
+        let moment = self.free.min(now + LONGEST);
+        if self.given.len() < MAX_GIVEN {
+            self.given.insert(who.clone(), moment);
+            self.in_order.insert((moment, who.clone()));
+        }
+        Err(moment.saturating_duration_since(now))
+    }
+
+    fn forget_past(&mut self, now: Instant) {
+        while self.in_order.first().is_some_and(|(moment, _)| *moment <= now) {
+            if let Some((_, who)) = self.in_order.pop_first() {
+                self.given.remove(&who);
+            }
+        }
     }
 }
 
@@ -108,7 +140,12 @@ mod tests {
         assert!(moment(9_999_999, 10_000_000, 1, u64::MAX) <= LONGEST);
         let now = Instant::now();
         let mut arrivals = Arrivals::new(1, now);
-        assert!((0..10_000).all(|_| arrivals.admit(now).err().is_none_or(|after| after <= LONGEST)));
+        assert!((0..10_000).all(|who| {
+            arrivals
+                .admit(&who, now)
+                .err()
+                .is_none_or(|after| after <= LONGEST)
+        }));
     }
 
     /// A herd of the whole fleet at a server's start, in small steps of time: whoever is sent away comes back when told.
@@ -116,20 +153,20 @@ mod tests {
     fn a_herd_becomes_a_queue() {
         let start = Instant::now();
         let mut arrivals = Arrivals::new(RATE, start);
-        let mut waiting: Vec<Duration> = vec![Duration::ZERO; FLEET];
+        let mut waiting: Vec<_> = (0..FLEET).map(|who| (who, Duration::ZERO)).collect();
         let (mut linked, mut attempts) = (Vec::new(), 0);
         for step in 0..12_000 {
             let now = Duration::from_millis(step * 10);
             let mut still = Vec::new();
-            for at in waiting {
+            for (who, at) in waiting {
                 if at > now {
-                    still.push(at);
+                    still.push((who, at));
                     continue;
                 }
                 attempts += 1;
-                match arrivals.admit(start + now) {
+                match arrivals.admit(&who, start + now) {
                     Ok(()) => linked.push(now),
-                    Err(after) => still.push(now + after),
+                    Err(after) => still.push((who, now + after)),
                 }
             }
             waiting = still;
@@ -142,13 +179,32 @@ mod tests {
         assert!(attempts <= FLEET * 2, "{attempts} attempts: no storm");
     }
 
+    /// THREATS SRV-08: one that does not wait moves nobody else's moment.
+    #[test]
+    fn each_has_one_moment_however_often_it_comes() {
+        let now = Instant::now();
+        let mut arrivals = Arrivals::new(1, now);
+        for who in ["pump", "pond"] {
+            assert_eq!(arrivals.admit(&who, now), Ok(()));
+        }
+        let first = arrivals.admit(&"mill", now).unwrap_err();
+        for _ in 0..10_000 {
+            assert_eq!(arrivals.admit(&"mill", now), Err(first));
+        }
+        let next = arrivals.admit(&"farm", now).unwrap_err();
+        assert_eq!(next, first + Duration::from_secs(1));
+        assert_eq!(arrivals.admit(&"mill", now + first), Ok(()));
+        assert!(arrivals.admit(&"farm", now + next).is_ok());
+        assert!(arrivals.given.is_empty() && arrivals.in_order.is_empty());
+    }
+
     #[test]
     fn who_comes_at_the_rate_is_never_sent_away() {
         let start = Instant::now();
         let mut arrivals = Arrivals::new(RATE, start);
         for number in 0..FLEET {
             let now = start + Duration::from_secs(1).mul_f64(number as f64 / f64::from(RATE));
-            assert_eq!(arrivals.admit(now), Ok(()), "number {number}");
+            assert_eq!(arrivals.admit(&number, now), Ok(()), "number {number}");
         }
     }
 }

@@ -33,9 +33,9 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
         (Ok(Some((send, recv, FromAgent::Hello(hello)))), Subject::Device(device)) => {
             (send, recv, device, hello)
         }
-        (Ok(Some((send, recv, FromAgent::Probe(_)))), who) => {
-            // Its place among the handshakes is kept: measuring is as bounded as they are.
-            return probe::serve(&control, &connection, (send, recv), &who).await;
+        (Ok(Some((send, recv, FromAgent::Probe(_)))), _) => {
+            drop(handshake);
+            return probe::serve(&control, &connection, (send, recv), &peer).await;
         }
         (first, _) => {
             let code = match first {
@@ -53,7 +53,7 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
         .tunnels
         .iter()
         .any(|id| control.tunnels.is_live_at(*id, &device));
-    if !has_live && let Err(after) = control.admit_link(Instant::now()) {
+    if !has_live && let Err(after) = control.admit_link(&device, Instant::now()) {
         shed(&control, &connection, send, after).await;
         return;
     }

@@ -1,6 +1,7 @@
-//! Counts what is in progress, in all and by source, and lets no more in than allowed (THREATS part 5).
+//! Counts what is in progress, in all and by source or identity, and lets no more in than allowed (THREATS part 5).
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,6 +11,11 @@ pub(crate) const HANDSHAKES: usize = 1024;
 pub(crate) const PER_SOURCE: usize = 64;
 /// Handshakes in progress of one source whose address is proven.
 pub(crate) const PER_PROVEN_SOURCE: usize = 512;
+
+/// Connections that measure, in all.
+pub(crate) const PROBES: usize = 512;
+/// Connections that measure of one identity: one for each address of the server that is tried, and one over TCP.
+pub(crate) const PROBES_OF_ONE: usize = 8;
 
 /// Where a peer comes from, as far as limits go: an IPv4 address, or the first 64 bits of an IPv6 address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -25,60 +31,69 @@ impl Source {
     }
 }
 
-/// Lets a bounded number in.
+/// Lets a bounded number in, of each by what it is known by.
 #[derive(Clone, Debug)]
-pub(crate) struct Gate {
-    inside: Arc<Mutex<Inside>>,
+pub(crate) struct Gate<K: Eq + Hash = Source> {
+    inside: Arc<Mutex<Inside<K>>>,
     most: usize,
 }
 
-#[derive(Debug, Default)]
-struct Inside {
+#[derive(Debug)]
+struct Inside<K> {
     all: usize,
-    by_source: HashMap<Source, usize>,
+    by_key: HashMap<K, usize>,
 }
 
 impl Gate {
+    /// Lets one in, unless there are too many of its source, or of all.
+    pub(crate) fn enter(&self, address: IpAddr, per_source: usize) -> Option<Pass> {
+        self.enter_as(Source::of(address), per_source)
+    }
+}
+
+impl<K: Eq + Hash + Clone> Gate<K> {
     /// Makes a gate that lets at most `most` in at once.
     pub(crate) fn new(most: usize) -> Self {
         Self {
-            inside: Arc::default(),
+            inside: Arc::new(Mutex::new(Inside {
+                all: 0,
+                by_key: HashMap::new(),
+            })),
             most,
         }
     }
 
     /// Lets one in, unless there are too many of it, or of all.
-    pub(crate) fn enter(&self, address: IpAddr, per_source: usize) -> Option<Pass> {
-        let source = Source::of(address);
+    pub(crate) fn enter_as(&self, key: K, per_key: usize) -> Option<Pass<K>> {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = inside.by_source.get(&source).copied().unwrap_or(0);
-        if inside.all >= self.most || count >= per_source {
+        let count = inside.by_key.get(&key).copied().unwrap_or(0);
+        if inside.all >= self.most || count >= per_key {
             return None;
         }
         inside.all += 1;
-        inside.by_source.insert(source, count + 1);
+        inside.by_key.insert(key.clone(), count + 1);
         Some(Pass {
-            gate: self.clone(),
-            source,
+            inside: self.inside.clone(),
+            key,
         })
     }
 }
 
 /// One place inside; given back on drop.
 #[derive(Debug)]
-pub(crate) struct Pass {
-    gate: Gate,
-    source: Source,
+pub(crate) struct Pass<K: Eq + Hash = Source> {
+    inside: Arc<Mutex<Inside<K>>>,
+    key: K,
 }
 
-impl Drop for Pass {
+impl<K: Eq + Hash> Drop for Pass<K> {
     fn drop(&mut self) {
-        let mut inside = self.gate.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.all = inside.all.saturating_sub(1);
-        if let Some(count) = inside.by_source.get_mut(&self.source) {
+        if let Some(count) = inside.by_key.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
-                inside.by_source.remove(&self.source);
+                inside.by_key.remove(&self.key);
             }
         }
     }
@@ -113,7 +128,7 @@ mod tests {
             .collect();
         assert_eq!(held.len(), 10);
         drop(held);
-        assert!(gate.inside.lock().unwrap().by_source.is_empty());
+        assert!(gate.inside.lock().unwrap().by_key.is_empty());
     }
 
     #[test]

@@ -131,6 +131,24 @@ async fn more_than_the_rate_are_told_when_to_come_back() {
     world.server.shutdown().await;
 }
 
+/// THREATS SRV-08: one that links without end uses up its own allowance, and not that of the fleet.
+#[tokio::test]
+async fn a_device_that_links_without_end_keeps_nobody_away() {
+    let world = World::with(|config| config.returns_per_sec = 10).await;
+    let (loud, quiet) = (world.device("pump").await, world.device("pond").await);
+    let mut attempts = 0;
+    while Agent::link_with(&world, &loud, &[]).await.is_ok() {
+        attempts += 1;
+        assert!(attempts < 1000, "it is never sent away");
+    }
+    for _ in 0..30 {
+        drop(Agent::link_with(&world, &loud, &[]).await);
+    }
+    let linked = Agent::link_with(&world, &quiet, &[]).await;
+    assert!(linked.is_ok(), "{:?}", linked.err());
+    world.server.shutdown().await;
+}
+
 /// THREATS SRV-19.
 #[tokio::test]
 async fn figures_are_read_on_their_own_listener_and_name_nobody() {

@@ -1,5 +1,7 @@
 //! Connections that only measure: answered for members of the fleet, within bounds, and without any effect.
 
+use std::time::Duration;
+
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use serde_json::json;
 use tunnel_net::stream::{read_message, write_message};
@@ -13,7 +15,7 @@ use crate::world::{Member, World};
 struct Prober {
     said: Probed,
     talk: (SendStream, RecvStream),
-    _connection: (Endpoint, Connection),
+    connection: (Endpoint, Connection),
 }
 
 impl Prober {
@@ -28,7 +30,7 @@ impl Prober {
         Some(Self {
             said,
             talk,
-            _connection: connection,
+            connection,
         })
     }
 
@@ -104,5 +106,63 @@ async fn the_revoked_do_not_measure() {
     let revoke = json!({ "identity": device.identity.to_string() });
     world.api(&world.admin).post("/v1/revocations", &revoke).await;
     assert!(Prober::begin(&world, &device).await.is_none());
+    world.server.shutdown().await;
+}
+
+/// THREATS SRV-07: those who measure do so beside each other, a few of each.
+#[tokio::test]
+async fn one_that_measures_without_end_keeps_nobody_from_measuring() {
+    let world = World::new().await;
+    let device = world.device("pump").await;
+    let mut held = Vec::new();
+    while let Some(prober) = Prober::begin(&world, &device).await {
+        held.push(prober);
+        assert!(held.len() < 100, "there is no end");
+    }
+    assert!(
+        held.len() >= 7,
+        "all addresses and both carriers at once: {}",
+        held.len()
+    );
+    assert!(Prober::begin(&world, &world.admin).await.is_some());
+    let linked = Agent::link_with(&world, &device, &[]).await;
+    assert!(linked.is_ok(), "its link has nothing to do with it");
+    drop(held);
+    while Prober::begin(&world, &device).await.is_none() {
+        tokio::task::yield_now().await;
+    }
+    world.server.shutdown().await;
+}
+
+/// Who says nothing any more does not keep its place.
+#[tokio::test]
+async fn who_falls_silent_is_hung_up_on() {
+    let world = World::new().await;
+    let device = world.device("pump").await;
+    let prober = Prober::begin(&world, &device).await.unwrap();
+    let (_endpoint, connection) = &prober.connection;
+    let closed = tokio::time::timeout(Duration::from_secs(25), connection.closed()).await;
+    assert!(closed.is_ok(), "the place is kept");
+    world.server.shutdown().await;
+}
+
+/// THREATS I4: nor does who has lost its trust for a time.
+#[tokio::test]
+async fn the_suspended_do_not_measure() {
+    let world = World::new().await;
+    let (device, guest) = (
+        world.device("pump").await,
+        world.operator("guest", "guests").await,
+    );
+    assert!(Prober::begin(&world, &device).await.is_some());
+    assert!(Prober::begin(&world, &guest).await.is_some());
+    let api = world.api(&world.admin);
+    for member in [&device, &guest] {
+        let request = json!({ "identity": member.identity.to_string() });
+        assert_eq!(api.post("/v1/suspensions", &request).await.status, 200);
+    }
+    assert!(Prober::begin(&world, &device).await.is_none());
+    assert!(Prober::begin(&world, &guest).await.is_none());
+    assert!(Prober::begin(&world, &world.admin).await.is_some());
     world.server.shutdown().await;
 }
