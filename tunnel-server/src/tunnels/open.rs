@@ -66,6 +66,8 @@ struct Denial {
     policies: Vec<String>,
     errors: Vec<String>,
     question: Option<Box<Question>>,
+    /// What policy lets the tunnel have, where it is permitted and there is no room for it.
+    crowded: Option<Box<Limits>>,
 }
 
 impl Denial {
@@ -76,6 +78,7 @@ impl Denial {
             policies: Vec::new(),
             errors: Vec::new(),
             question: None,
+            crowded: None,
         }
     }
 
@@ -184,8 +187,17 @@ impl Control {
         let operator_changes = operator.as_ref().map_or(0, |operator| operator.changes);
         let groups = operator.map(|operator| operator.groups).unwrap_or_default();
         let asker = Asker::new(caller, groups, self.moment());
-        self.make_room(&caller.name, &wish.device).await;
-        match self.decide(caller, wish, &asker, device.as_ref()) {
+        let mut decided = self.decide(caller, wish, &asker, device.as_ref());
+        // Nobody gives way to a request that is not permitted.
+        if let Err(Denial {
+            crowded: Some(limits),
+            ..
+        }) = &decided
+            && self.make_room(&caller.name, &wish.device, limits.tunnels).await
+        {
+            decided = self.decide(caller, wish, &asker, device.as_ref());
+        }
+        match decided {
             Ok(mut permitted) => {
                 permitted.basis.operator_changes = operator_changes;
                 self.establish(caller, permitted).await
@@ -224,7 +236,13 @@ impl Control {
             .insert(facts, Phase::Deciding, Instant::now());
         let live = match inserted {
             Ok(live) => live,
-            Err(code) => return Err(Denial::weighed(code, weighed)),
+            Err(code) => {
+                let crowded = Some(Box::new(weighed.decision.limits));
+                return Err(Denial {
+                    crowded,
+                    ..Denial::weighed(code, weighed)
+                });
+            }
         };
         // Whoever takes trust away does so first and then goes through the table: what is not found there is found here.
         let gone = self.revoked.holds(&link.peer).then_some(Code::DeviceOffline);

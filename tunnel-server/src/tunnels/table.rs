@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -157,7 +157,7 @@ impl Table {
             return Err(Code::Limit);
         }
         if let Some(most) = facts.limits.tunnels
-            && self.between(&facts.operator, &facts.device) >= most as usize
+            && self.between(&facts.operator, &facts.device).len() >= most as usize
         {
             return Err(Code::Limit);
         }
@@ -187,12 +187,13 @@ impl Table {
         Ok(live)
     }
 
-    /// Counts the tunnels of an operator to a device that have not ended.
-    fn between(&self, operator: &OperatorName, device: &DeviceId) -> usize {
+    /// Returns the tunnels of an operator to a device that have not ended.
+    fn between(&self, operator: &OperatorName, device: &DeviceId) -> BTreeSet<TunnelId> {
         let ids = self.by_operator.get(operator).into_iter().flatten();
         let live = ids.filter_map(|id| self.tunnels.get(id)).map(|entry| &entry.live);
         live.filter(|live| live.facts.device == *device && !matches!(live.phase(), Phase::Ended(_)))
-            .count()
+            .map(|live| live.facts.id)
+            .collect()
     }
 
     /// Notes that the decision is durable.
@@ -346,22 +347,48 @@ impl Table {
             .collect()
     }
 
-    /// Returns which tunnel makes room for one more of this operator to this device, if there is no room: the one whose
-    /// operator has been silent longest, and long enough. Ghosts do not count.
+    /// Returns which tunnels make room for one more of this operator to this device, of which policy lets it have `most`:
+    /// those whose operators have been silent longest, and long enough. Nobody does where that would not be enough.
     pub(crate) fn in_the_way(
         &self,
         operator: &OperatorName,
         device: &DeviceId,
+        most: Option<u32>,
         now: Instant,
-    ) -> Option<TunnelId> {
-        let of_operator = self.by_operator.get(operator).map(|ids| (ids, MAX_OF_OPERATOR));
-        let of_device = self.by_device.get(device).map(|ids| (ids, MAX_OF_DEVICE));
-        let full = [of_operator, of_device].into_iter().flatten();
-        let full = full.filter(|(ids, most)| ids.len() >= *most);
-        full.flat_map(|(ids, _)| ids)
-            .filter_map(|id| Some((self.tunnels.get(id)?.operator.gives_way(now)?, *id)))
-            .max()
-            .map(|(_, id)| id)
+    ) -> BTreeSet<TunnelId> {
+        let (none, between) = (BTreeSet::new(), self.between(operator, device));
+        // The narrowest first: what leaves it leaves the others too.
+        let bounds = [
+            (&between, most.map_or(usize::MAX, |most| most as usize)),
+            (self.by_operator.get(operator).unwrap_or(&none), MAX_OF_OPERATOR),
+            (self.by_device.get(device).unwrap_or(&none), MAX_OF_DEVICE),
+        ];
+        let mut leaving = BTreeSet::new();
+        for (ids, most) in bounds {
+            let staying = ids.difference(&leaving).count();
+            let too_many = (staying + 1).saturating_sub(most);
+            if too_many == 0 {
+                continue;
+            }
+            let mut ghosts: Vec<_> = ids
+                .difference(&leaving)
+                .filter_map(|id| Some((self.silence(*id, now)?, *id)))
+                .collect();
+            if ghosts.len() < too_many {
+                return BTreeSet::new();
+            }
+            ghosts.sort_unstable();
+            leaving.extend(ghosts.into_iter().rev().take(too_many).map(|(_, id)| id));
+        }
+        leaving
+    }
+
+    /// Returns how long the operator of a tunnel has been silent, if that is long enough to give way. One that has ended
+    /// gives nothing away.
+    fn silence(&self, id: TunnelId, now: Instant) -> Option<Duration> {
+        let entry = self.tunnels.get(&id)?;
+        let is_over = matches!(entry.live.phase(), Phase::Ended(_));
+        entry.operator.gives_way(now).filter(|_| !is_over)
     }
 }
 
@@ -551,17 +578,57 @@ mod tests {
             "pond".parse().unwrap(),
         );
         let now = start + Duration::from_secs(60);
-        assert!(table.in_the_way(&ana, &pump, now).is_some());
-        assert_eq!(table.in_the_way(&ana, &pond, now), None, "there is room");
+        assert_eq!(table.in_the_way(&ana, &pump, None, now).len(), 1);
+        assert_eq!(
+            table.in_the_way(&ana, &pond, None, now),
+            [].into(),
+            "there is room"
+        );
         let all_but_one: Vec<_> = (0..MAX_OF_DEVICE)
-            .filter(|n| *n != 7)
+            .filter(|n| ![7, 8].contains(n))
             .map(|n| (CircuitId::from_bytes(numbered(n)), 1))
             .collect();
         table.listen(&all_but_one, now);
-        let ghost = TunnelId::from_bytes(numbered(7));
-        assert_eq!(table.in_the_way(&ana, &pump, now), Some(ghost));
+        let [seven, eight] = [7, 8].map(|n| TunnelId::from_bytes(numbered(n)));
+        assert_eq!(table.in_the_way(&ana, &pump, None, now), [eight].into());
+        // One that has ended and is being written down makes no room.
+        let _ = table.end(eight, Code::TunnelClosed);
+        assert_eq!(table.in_the_way(&ana, &pump, None, now), [seven].into());
         table.listen(&[(CircuitId::from_bytes(numbered(7)), 1)], now);
-        assert_eq!(table.in_the_way(&ana, &pump, now), None, "all are heard");
+        assert_eq!(
+            table.in_the_way(&ana, &pump, None, now),
+            [].into(),
+            "all are heard"
+        );
+    }
+
+    #[test]
+    fn an_operators_own_ghosts_make_room_where_policy_counts() {
+        let start = Instant::now();
+        let mut table = Table::default();
+        let bobs = Facts {
+            operator: "bob".parse().unwrap(),
+            ..facts(9, start)
+        };
+        let elsewhere = Facts {
+            device: "mill".parse().unwrap(),
+            ..facts(8, start)
+        };
+        for facts in [bobs, elsewhere, facts(1, start), facts(2, start)] {
+            table.insert(facts, Phase::Open, start).unwrap();
+        }
+        let (ana, pump) = ("ana".parse().unwrap(), "pump".parse().unwrap());
+        let now = start + Duration::from_secs(60);
+        let in_the_way = |table: &Table, most| table.in_the_way(&ana, &pump, most, now);
+        for most in [None, Some(3)] {
+            assert_eq!(in_the_way(&table, most), [].into(), "there is room");
+        }
+        assert_eq!(in_the_way(&table, Some(2)), [id(2)].into());
+        assert_eq!(in_the_way(&table, Some(1)), [id(1), id(2)].into());
+        assert_eq!(in_the_way(&table, Some(0)), [].into(), "nothing would help");
+        table.listen(&[(CircuitId::from_bytes([2; 16]), 1)], now);
+        assert_eq!(in_the_way(&table, Some(2)), [id(1)].into());
+        assert_eq!(in_the_way(&table, Some(1)), [].into(), "one is not enough");
     }
 
     #[test]

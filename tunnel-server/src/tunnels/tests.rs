@@ -1,15 +1,19 @@
 //! What a change makes the server look at again, among many live tunnels.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tunnel_certs::{CertificateRequest, KeyPair, pem};
 use tunnel_net::clock::{Clock as _, SystemClock};
+use tunnel_proto::api::OpenTunnel;
 use tunnel_proto::keys::KeyHash;
-use tunnel_proto::{CircuitId, Code, TunnelId};
+use tunnel_proto::{CircuitId, Code, Identity, OperatorName, TunnelId};
 
 use super::reconsider::Touched;
 use super::table::{Facts, Phase};
+use crate::api::caller::Caller;
 use crate::config::{Config, DataDir};
 use crate::control::Control;
 use crate::control::decide::InForce;
@@ -37,6 +41,28 @@ async fn server(directory: &tempfile::TempDir) -> Server {
     Server::start(&data, config).await.unwrap()
 }
 
+fn facts(control: &Control, number: usize, operator: &str, device: &str) -> Facts {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&(number as u64).to_be_bytes());
+    Facts {
+        id: TunnelId::from_bytes(id),
+        circuit: CircuitId::from_bytes(id),
+        operator: operator.parse().unwrap(),
+        holder_key: KeyHash::of_spki(b"operator"),
+        certified_at: control.now(),
+        device: device.parse().unwrap(),
+        device_key: KeyHash::of_spki(b"device"),
+        services: vec!["ssh".parse().unwrap()],
+        reason: None,
+        approval: None,
+        limits: tunnel_policy::Limits::default(),
+        source: Ipv4Addr::LOCALHOST.into(),
+        opened_at: control.now(),
+        expires_at: control.now().after(Duration::from_secs(3600)),
+        deadline: Instant::now() + Duration::from_secs(3600),
+    }
+}
+
 /// Puts one tunnel of each operator to each device into the table.
 fn fill(control: &Control) {
     for number in 0..DEVICES * OPERATORS {
@@ -52,27 +78,9 @@ fn fill(control: &Control) {
 
 /// Puts a tunnel into the table.
 fn put(control: &Control, number: usize, operator: &str, device: &str) {
-    let now = Instant::now();
-    let mut id = [0; 16];
-    id[..8].copy_from_slice(&(number as u64).to_be_bytes());
-    let facts = Facts {
-        id: TunnelId::from_bytes(id),
-        circuit: CircuitId::from_bytes(id),
-        operator: operator.parse().unwrap(),
-        holder_key: KeyHash::of_spki(b"operator"),
-        certified_at: control.now(),
-        device: device.parse().unwrap(),
-        device_key: KeyHash::of_spki(b"device"),
-        services: vec!["ssh".parse().unwrap()],
-        reason: None,
-        approval: None,
-        limits: tunnel_policy::Limits::default(),
-        source: Ipv4Addr::LOCALHOST.into(),
-        opened_at: control.now(),
-        expires_at: control.now().after(Duration::from_secs(3600)),
-        deadline: now + Duration::from_secs(3600),
-    };
-    control.tunnels.table().insert(facts, Phase::Open, now).unwrap();
+    let facts = facts(control, number, operator, device);
+    let inserted = control.tunnels.table().insert(facts, Phase::Open, Instant::now());
+    inserted.unwrap();
 }
 
 /// Each cause looks at the tunnels that it can concern, and at no others. Nobody here is enrolled, so whatever is looked
@@ -172,4 +180,58 @@ async fn srv_09_a_jump_of_the_clock_ends_no_live_tunnel_by_itself() {
     force(300, &format!("context.now > {}", now.after(half_an_hour)));
     set(now);
     assert_eq!(weigh().await, 1);
+}
+
+/// Who may not open anything ends nobody else's tunnel, be it a ghost's.
+#[tokio::test]
+async fn a_request_that_is_refused_makes_no_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server(&directory).await;
+    let control = server.control();
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+    let mut full = 0;
+    loop {
+        let facts = facts(control, full, "ana", "pump");
+        if control
+            .tunnels
+            .table()
+            .insert(facts, Phase::Open, long_ago)
+            .is_err()
+        {
+            break;
+        }
+        full += 1;
+    }
+    let live = || control.tunnels.table().live().len();
+    assert_eq!(live(), full);
+    let request = OpenTunnel {
+        device: "pump".into(),
+        services: vec!["ssh".into()],
+        ttl_secs: None,
+        reason: None,
+    };
+    let refused = control.open_tunnel(&caller(control, "mallory"), request).await;
+    assert_eq!(refused.unwrap_err().code, Code::NotFound);
+    assert_eq!(live(), full, "nobody gave way");
+    // And who is permitted finds a ghost that does.
+    let (ana, pump) = ("ana".parse().unwrap(), "pump".parse().unwrap());
+    assert!(control.make_room(&ana, &pump, None).await);
+    assert_eq!(live(), full - 1);
+}
+
+fn caller(control: &Control, name: &str) -> Caller {
+    let name: OperatorName = name.parse().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let request = CertificateRequest::from_pem(&tunnel_certs::request(&key).unwrap()).unwrap();
+    let identity = Identity::operator(&control.identity.trust_domain, &name);
+    let issued = control.keys.issuer().issue(&request, &identity, control.now());
+    let chain = pem::read_chain(&issued.unwrap().chain_pem).unwrap();
+    let peer = control.trust.verify(&chain, control.now()).unwrap();
+    Caller {
+        name,
+        key: peer.key,
+        certified_at: peer.not_before,
+        source: (Ipv4Addr::LOCALHOST, 1).into(),
+        peer: Arc::new(peer),
+    }
 }

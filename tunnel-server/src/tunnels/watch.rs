@@ -128,13 +128,21 @@ impl Control {
         table.abandoned(now)
     }
 
-    /// Makes room for one more tunnel where a ghost is in the way.
-    pub(super) async fn make_room(self: &Arc<Self>, operator: &OperatorName, device: &DeviceId) {
-        let ghost = self.tunnels.table().in_the_way(operator, device, Instant::now());
-        if let Some(ghost) = ghost {
+    /// Makes room for one more tunnel, of which policy lets the operator have `most` to the device, where ghosts are in the
+    /// way. Says whether any were.
+    pub(super) async fn make_room(
+        self: &Arc<Self>,
+        operator: &OperatorName,
+        device: &DeviceId,
+        most: Option<u32>,
+    ) -> bool {
+        let now = Instant::now();
+        let ghosts = self.tunnels.table().in_the_way(operator, device, most, now);
+        for ghost in &ghosts {
             // A record that fails was logged and is tried again.
-            let _ = self.end_tunnel(ghost, Code::TunnelLost, BY).await;
+            let _ = self.end_tunnel(*ghost, Code::TunnelLost, BY).await;
         }
+        !ghosts.is_empty()
     }
 
     /// Writes down that both legs of a tunnel are bound.
