@@ -1,5 +1,6 @@
 //! Decides about offers: whether the device takes a tunnel that the server has decided. Pure.
 
+use std::cmp::Ordering;
 use std::time::Instant;
 
 use tunnel_proto::cose::VerifyingKey;
@@ -8,6 +9,7 @@ use tunnel_proto::grant::{Grant, LinkNonce};
 use tunnel_proto::message::Offer;
 use tunnel_proto::{Code, Identity, UnixTime};
 
+use crate::operator::Operator;
 use crate::policy::LocalPolicy;
 use crate::replay::ReplayMemory;
 
@@ -47,6 +49,8 @@ pub struct Situation<'a> {
     pub access: bool,
     /// Tunnels that live.
     pub tunnels: usize,
+    /// The operator of the one that gives way where there is no room for one more.
+    pub ghost: Option<&'a Operator>,
 }
 
 /// Accepts or refuses offers for one device.
@@ -62,7 +66,8 @@ impl Acceptance {
         Self { device, replay }
     }
 
-    /// Checks an offer: signature, device, link, time, that it is new, the owner's switch and policy, and room.
+    /// Checks an offer: signature, device, link, time, that it is new, the owner's switch and policy, and room. Only what
+    /// fits in all else makes room for itself: a ghost blocks nobody then.
     ///
     /// # Errors
     /// Returns the code of the first thing that does not fit, in that order.
@@ -78,8 +83,10 @@ impl Acceptance {
             return Err(Code::AccessOff);
         }
         now.policy.admits_all(&grant)?;
-        if now.tunnels >= now.policy.max_tunnels as usize {
-            return Err(Code::Busy);
+        match now.tunnels.cmp(&(now.policy.max_tunnels as usize)) {
+            Ordering::Less => {}
+            Ordering::Equal => now.ghost.ok_or(Code::Busy)?.give_way(),
+            Ordering::Greater => return Err(Code::Busy),
         }
         Ok(grant)
     }
@@ -104,6 +111,7 @@ mod tests {
         now: UnixTime,
         access: bool,
         tunnels: usize,
+        ghost: Option<Operator>,
     }
 
     impl World {
@@ -119,6 +127,7 @@ mod tests {
                 now: grant.issued_at,
                 access: true,
                 tunnels: 0,
+                ghost: None,
             }
         }
 
@@ -139,6 +148,7 @@ mod tests {
                 policy: &self.policy,
                 access: self.access,
                 tunnels: self.tunnels,
+                ghost: self.ghost.as_ref(),
             };
             self.acceptance.judge(offer, &now)
         }
@@ -247,6 +257,40 @@ mod tests {
         let mut world = World::new();
         world.tunnels = world.policy.max_tunnels as usize;
         assert_eq!(world.judge(&grant()), Err(Code::Busy));
+    }
+
+    #[test]
+    fn a_ghost_gives_way_to_what_is_accepted_and_to_nothing_else() {
+        let mut world = World::new();
+        let ghost = Operator::default();
+        world.ghost = Some(ghost.clone());
+        world.tunnels = world.policy.max_tunnels as usize;
+        let another = |n| Grant {
+            tunnel: tunnel_proto::TunnelId::from_bytes([n; 16]),
+            ..grant()
+        };
+        let web = Grant {
+            services: vec!["web".parse().unwrap()],
+            ..another(1)
+        };
+        assert_eq!(world.judge(&web), Err(Code::LocalPolicy));
+        assert_eq!(world.judge(&web), Err(Code::TokenReplay));
+        let foreign = Grant {
+            nonce: [0; 16],
+            ..another(2)
+        };
+        assert_eq!(world.judge(&foreign), Err(Code::TokenReplay));
+        world.access = false;
+        assert_eq!(world.judge(&another(3)), Err(Code::AccessOff));
+        world.access = true;
+        world.tunnels += 1;
+        assert_eq!(world.judge(&another(4)), Err(Code::Busy), "one is not enough");
+        world.tunnels = 0;
+        assert!(world.judge(&another(5)).is_ok(), "there is room");
+        assert!(!ghost.is_gone());
+        world.tunnels = world.policy.max_tunnels as usize;
+        assert!(world.judge(&another(6)).is_ok());
+        assert!(ghost.is_gone());
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl Agent {
     }
 
     fn judge(&mut self, offer: &Offer) -> Result<Grant, Code> {
-        let tunnels = self.make_room();
+        let (tunnels, ghost) = self.count();
         let linked = self.linked.as_ref().ok_or(Code::Protocol)?;
         let grant_key = linked.grant_key.as_ref().ok_or(Code::Protocol)?;
         let time = self.server_time.ok_or(Code::Protocol)?;
@@ -55,27 +55,23 @@ impl Agent {
             policy: &settings.policy,
             access: settings.access,
             tunnels,
+            ghost: ghost.as_ref(),
         };
         self.acceptance.judge(offer, &situation)
     }
 
-    /// Returns how many tunnels count. Where there is no room for one more, the one whose operator has been silent longest
-    /// gives way: a ghost blocks nobody.
-    fn make_room(&self) -> usize {
+    /// Returns how many tunnels count, and the operator of the one that gives way where there is no room: the one that has
+    /// been silent longest.
+    fn count(&self) -> (usize, Option<Operator>) {
         let now = Instant::now();
         let counted = self.tunnels.values().filter(|live| !live.operator.is_gone());
         let count = counted.clone().count() + self.duty.others().len();
-        if count < self.settings.borrow().policy.max_tunnels as usize {
-            return count;
-        }
         let silent = |live: &Live| Some((live.operator.silence(now)?, live.operator.clone()));
-        match counted.filter_map(silent).max_by_key(|(silence, _)| *silence) {
-            Some((_, operator)) => {
-                operator.give_way();
-                count - 1
-            }
-            None => count,
-        }
+        let ghost = counted
+            .filter_map(silent)
+            .max_by_key(|(silence, _)| *silence)
+            .map(|(_, operator)| operator);
+        (count, ghost)
     }
 
     fn start(&mut self, grant: Grant) {
