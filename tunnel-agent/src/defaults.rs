@@ -112,8 +112,9 @@ pub const TRIALS: u32 = 2;
 /// How long workers of before have to say how they are when a supervisor takes them over.
 pub const GATHER: Duration = Duration::from_secs(2);
 
-/// Workers that drain at once; beyond it, the oldest ends its tunnels: each is a process of some megabytes.
-pub const MAX_DRAINING: usize = 3;
+/// Workers with tunnels that drain at once; beyond it, the oldest ends its tunnels. Each has about a megabyte of its own, and a
+/// place in the service manager's store, which has room for two more: the one that works, and its successor.
+pub const MAX_DRAINING: usize = 6;
 
 /// Pauses before a worker that ended is started again: the first, and the longest.
 pub const RESTART_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));

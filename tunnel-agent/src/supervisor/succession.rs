@@ -367,11 +367,18 @@ impl Succession {
         for (&number, worker) in &mut self.workers {
             worker.retired |= number != candidate;
         }
+        // One that holds no tunnel ends by itself, and takes nobody's place.
         let retired: Vec<_> = self
             .workers
-            .keys()
-            .copied()
-            .filter(|&worker| worker != candidate)
+            .iter()
+            .filter(|&(&number, worker)| {
+                number != candidate
+                    && worker
+                        .state
+                        .as_ref()
+                        .is_none_or(|state| !state.tunnels.is_empty())
+            })
+            .map(|(&number, _)| number)
             .collect();
         for &worker in retired.iter().rev().skip(MAX_DRAINING) {
             self.send(worker, Message::EndAll(Code::TunnelClosed));

@@ -447,12 +447,15 @@ fn a_worker_of_before_that_says_nothing_holds_nobody_up() {
 
 #[test]
 fn workers_that_drain_are_bounded_and_the_oldest_gives_way() {
-    let mut world = World::new(PROVEN, &[1, 2, 3, 4, 5]);
-    for worker in 1..=5 {
-        let role = if worker == 5 { Role::Active } else { Role::Draining };
-        world.say(worker, state(role, worker == 5, &[u8::try_from(worker).unwrap()]));
+    let mut world = World::new(PROVEN, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    for worker in 1..=9 {
+        let role = if worker == 9 { Role::Active } else { Role::Draining };
+        // The third has none left: it is about to end, and takes nobody's place.
+        let tunnels = [u8::try_from(worker).unwrap()];
+        let tunnels = if worker == 3 { &[][..] } else { &tunnels };
+        world.say(worker, state(role, worker == 9, tunnels));
     }
-    world.say(6, state(Role::Active, true, &[]));
+    world.say(10, state(Role::Active, true, &[]));
     let ended: Vec<_> = world
         .take()
         .into_iter()
