@@ -1,7 +1,5 @@
 //! Paths that carry less than the usual 1,500 bytes, and say so or not.
 
-use std::time::Duration;
-
 use tunnel_net::link::Try;
 use tunnel_proto::carrier::Carrier;
 
@@ -91,8 +89,6 @@ async fn a_session_leaves_udp_when_its_path_becomes_too_narrow() {
     bulk(&world).await;
     assert_eq!(active(&world), [Some(Carrier::Udp); 2]);
     world.lab.set("laptop", &["mtu=1200"]);
-    let start = std::time::Instant::now();
     bulk(&world).await;
     assert_eq!(active(&world), [Some(Carrier::WebSocket), Some(Carrier::Udp)]);
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
