@@ -53,7 +53,7 @@ impl Network {
         Self::built(link, "")
     }
 
-    /// As [`Network::emulated`], with more properties of the device's NAT, as `udp_timeout = 30`.
+    /// As [`Network::emulated`], with more properties of the device's NAT, as `udp_timeout = "30s"`.
     ///
     /// # Panics
     /// When the machine does not let it.

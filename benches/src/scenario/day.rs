@@ -45,7 +45,7 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>> {
             Some(secs) => format!("the same behind a NAT that forgets after {secs} s"),
         };
         let mut row = Row::new(title, "MB").limit(Column::Udp, Limit::AtMost(1.0));
-        let timeout = nat.map_or(String::new(), |secs| format!("udp_timeout = {secs}"));
+        let timeout = nat.map_or(String::new(), |secs| format!("udp_timeout = \"{secs}s\""));
         row.push(Column::Udp, ours(settings, &timeout, nat)? / MB);
         if nat.is_none() {
             row.push(Column::Direct, ssh(settings)? / MB);
