@@ -1,6 +1,6 @@
 //! The agent itself: one task that owns all state, and hears of everything else by messages.
 //!
-//! Under a supervisor it is one of several workers of the device, and its [`duty`] says what it is for.
+//! Under a supervisor it is one of several workers of the device, and its `duty` says what it is for.
 //!
 //! Shutdown goes in this order: tunnels end and are reported, the reports are sent, the control link ends.
 

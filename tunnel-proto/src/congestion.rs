@@ -6,7 +6,7 @@
 //! to a few in a hundred they change nothing.
 //!
 //! Where somebody else fills the queue, giving way helps nobody. That is seen by the queue, which stays, and by the own
-//! rate, which falls: then the machine takes its share like the others do (see [`share`]), and looks every few seconds
+//! rate, which falls: then the machine takes its share like the others do (see `share`), and looks every few seconds
 //! whether it is alone again.
 //!
 //! Time is handed in. One step of control is a *round*: the time until the first packet that was sent in it is
