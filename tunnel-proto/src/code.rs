@@ -55,7 +55,6 @@ macro_rules! codes {
                         | Self::Quarantined
                         | Self::OperatorDisabled
                         | Self::Cut
-                        | Self::ApprovalWithdrawn
                 )
             }
 
@@ -181,10 +180,6 @@ codes! {
     OperatorDisabled = 81, "E_OPERATOR_DISABLED", "this operator is disabled", "ask the fleet's owner to enable it", Denied;
     /// Somebody with the right to do so cut the tunnel.
     Cut = 82, "E_CUT", "the tunnel was cut", "ask the fleet's owner before you open a new one", Denied;
-    /// The approval that the tunnel rests on was withdrawn.
-    ApprovalWithdrawn = 83, "E_APPROVAL_WITHDRAWN", "the approval was withdrawn", "ask for a new approval", Denied;
-    /// The device has not heard its server for longer than its owner allows.
-    ServerLost = 84, "E_SERVER_LOST", "the device has not heard its server for longer than its owner allows", "open a new one when the device is back", Unreachable;
 }
 
 /// How a program ends. The table stands in `docs/exit-codes.md`.
