@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -17,7 +18,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
-use tunnel_proto::{carrier, defaults};
+use tunnel_proto::carrier::{self, Batch};
+use tunnel_proto::defaults;
 
 use crate::addr::ServerAddr;
 use crate::dial::{self, Missed};
@@ -28,9 +30,6 @@ use crate::tls;
 ///
 /// What waits here goes out in its own order: a keystroke stands behind all of it. More of it makes no transfer faster.
 const QUEUE_BYTES: usize = 64 * 1024;
-
-/// Bytes of datagrams that share a message, which is written before anything else can be.
-const MESSAGE_BYTES: usize = 32 * 1024;
 
 /// Bytes that the kernel takes beyond what TCP may send at the moment, for the same reason. Its own bound is megabytes.
 const UNSENT_BYTES: u32 = 32 * 1024;
@@ -231,10 +230,11 @@ pub(crate) struct Pipe {
     arrived: mpsc::Sender<Bytes>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     messages: VecDeque<Vec<u8>>,
     bytes: usize,
+    batch: Batch,
     waiting: Vec<Waker>,
 }
 
@@ -248,7 +248,12 @@ impl Pipe {
     pub(crate) fn new() -> Arc<Self> {
         let (arrived, messages) = mpsc::channel(INBOX_MESSAGES);
         Arc::new(Self {
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue {
+                messages: VecDeque::new(),
+                bytes: 0,
+                batch: Batch::new(Instant::now()),
+                waiting: Vec::new(),
+            }),
             queued: Notify::new(),
             inbox: Mutex::new(Inbox {
                 messages,
@@ -264,20 +269,20 @@ impl Pipe {
         if queue.bytes >= QUEUE_BYTES {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        let (now, mut added) = (Instant::now(), 0);
         for datagram in datagrams {
             let length = datagram.len() + carrier::PREFIX;
-            if queue
-                .messages
-                .back()
-                .is_none_or(|message| message.len() + length > MESSAGE_BYTES)
-            {
+            let last = queue.messages.back().map_or(0, Vec::len);
+            if last == 0 || !queue.batch.takes(last, length) {
                 queue.messages.push_back(Vec::new());
             }
             if let Some(message) = queue.messages.back_mut() {
                 carrier::push(message, datagram);
             }
-            queue.bytes += length;
+            added += length;
         }
+        queue.bytes += added;
+        queue.batch.add(now, added);
         drop(queue);
         self.queued.notify_one();
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tunnel_proto::carrier::{self, PREFIX};
+use tunnel_proto::carrier::{self, Batch, PREFIX};
 
 use super::train::{Sent, Train};
 
@@ -26,20 +26,18 @@ const TOO_LATE: Duration = Duration::from_millis(200);
 /// Bytes that may wait however slow the link is: what an end sends at once at first.
 const FLOOR: usize = 32 * 1024;
 
-/// Bytes of datagrams that share a message, which is written before anything else can be.
-const MESSAGE: usize = 32 * 1024;
-
 /// Room above the limit that only control datagrams may use: a full queue must not hide the end of a circuit.
 const RESERVE: usize = 4 * 1024;
 
 /// The queue of one connection. Datagrams stand in it as they will stand in messages, so that nothing is copied twice.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue(Mutex<Waiting>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waiting {
     messages: VecDeque<Waits>,
     bytes: usize,
+    batch: Batch,
     writer: Option<Waker>,
     /// Datagrams that were dropped since the queue was last in time.
     dropped: u32,
@@ -52,6 +50,19 @@ struct Waiting {
 struct Waits {
     message: Vec<u8>,
     since: Instant,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self(Mutex::new(Waiting {
+            messages: VecDeque::new(),
+            bytes: 0,
+            batch: Batch::new(Instant::now()),
+            writer: None,
+            dropped: 0,
+            patience: None,
+        }))
+    }
 }
 
 impl Queue {
@@ -94,6 +105,7 @@ impl Queue {
                 bytes: datagram.len(),
             };
         }
+        waiting.batch.add(now, sent.bytes);
         let writer = waiting.writer.take();
         drop(waiting);
         if let Some(writer) = writer {
@@ -164,17 +176,9 @@ impl Waiting {
 
     fn add(&mut self, now: Instant, datagram: &[u8], more: usize) {
         let needed = datagram.len() + PREFIX;
-        let fits = self
-            .messages
-            .back()
-            .is_some_and(|last| last.message.len() + needed <= MESSAGE);
-        if !fits {
-            // The first message takes what is there; one behind it means that the writer is slow, and it will fill up.
-            let room = if self.messages.is_empty() {
-                (more + more / 16 + needed).min(MESSAGE)
-            } else {
-                MESSAGE
-            };
+        let last = self.messages.back().map_or(0, |last| last.message.len());
+        if last == 0 || !self.batch.takes(last, needed) {
+            let room = self.batch.room(more + more / 16 + needed);
             self.messages.push_back(Waits {
                 message: Vec::with_capacity(room.max(needed)),
                 since: now,
@@ -207,7 +211,7 @@ mod tests {
         }
         let mut seen = 0;
         while let Some(message) = take(&queue) {
-            assert!(message.len() <= MESSAGE);
+            assert!(message.len() <= Batch::MOST);
             seen += carrier::datagrams(&message)
                 .inspect(|datagram| assert_eq!(datagram.len(), 1200))
                 .count();
