@@ -125,6 +125,89 @@ fn verify_names_the_record_that_was_edited_in_the_store() {
     );
 }
 
+/// THREATS AUD-01, AUD-02: an export is proven without the server, in either form, and a tail that is cut off is found by a
+/// head that was kept elsewhere.
+#[test]
+fn an_export_is_proven_by_a_kept_head_without_the_server() {
+    let mut fleet = Fleet::on_loopback();
+    fleet.technician("ana");
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    fleet
+        .admin
+        .tunnel(&["audit", "head", "--save", &path("heads")])
+        .ok();
+    let exports = ["json", "ocsf"].map(|format| {
+        let lines = fleet.admin.tunnel(&["audit", "export", "--format", format]).ok();
+        std::fs::write(path(format), &lines).unwrap();
+        lines
+    });
+    fleet
+        .admin
+        .tunnel(&["audit", "verify", "--pin", &path("heads")])
+        .ok();
+    fleet.server.stop();
+    for (format, lines) in ["json", "ocsf"].into_iter().zip(exports) {
+        let verify = [
+            "audit",
+            "verify",
+            "--file",
+            &path(format),
+            "--pin",
+            &path("heads"),
+        ];
+        fleet.admin.tunnel(&verify).ok();
+        let last = lines.lines().count();
+        let cut: String = lines
+            .lines()
+            .take(last - 3)
+            .map(|line| format!("{line}\n"))
+            .collect();
+        std::fs::write(path(format), cut).unwrap();
+        let said = fleet.admin.refusal(&verify);
+        assert_eq!(said.code, "E_AUDIT_BROKEN");
+        // Without the head, nothing shows.
+        fleet.admin.tunnel(&verify[..4]).ok();
+    }
+}
+
+#[test]
+fn records_are_found_by_who_and_what_is_in_them() {
+    let fleet = Fleet::on_loopback();
+    for name in ["ana", "mariana"] {
+        fleet.technician(name);
+    }
+    let list = |words: &[&str]| -> Vec<serde_json::Value> {
+        let text = fleet
+            .admin
+            .tunnel(&[&["--json", "audit", "list"], words].concat())
+            .ok();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let ana = list(&["--operator", "ana"]);
+    assert!(!ana.is_empty());
+    assert!(
+        ana.iter()
+            .all(|record| !record["body"].to_string().contains("mariana")),
+        "{ana:?}"
+    );
+    assert!(
+        ana.iter().any(|record| record["kind"] == "operator.enrolled"),
+        "{ana:?}"
+    );
+    let enrolled = list(&["--kind", "operator.enrolled"]);
+    assert_eq!(enrolled.len(), 3, "the first operator and two more: {enrolled:?}");
+    assert_eq!(
+        list(&["--kind", "operator.enrolled", "--last", "1"]),
+        enrolled[2..]
+    );
+    assert_eq!(list(&["--kind", "operator", "--since", "1h"]).len(), 3);
+    assert_eq!(list(&["--kind", "operator", "--until", "1h"]).len(), 0);
+    assert_eq!(list(&["--device", "pump-17"]).len(), 0);
+}
+
 fn replace_all(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let mut changed = bytes.to_vec();

@@ -371,12 +371,12 @@ impl Api {
         self.send(Method::POST, "/v1/why", Some(request), LIST).await
     }
 
-    /// Reads a page of the audit chain.
+    /// Reads a page of the audit chain; `filter` is none or begins with `&`.
     ///
     /// # Errors
     /// Tells why not.
-    pub async fn audit(&mut self, after: u64, limit: u32) -> Result<AuditPage, HttpError> {
-        self.get(&format!("/v1/audit?after={after}&limit={limit}"), LIST)
+    pub async fn audit(&mut self, filter: &str, after: u64, limit: u32) -> Result<AuditPage, HttpError> {
+        self.get(&format!("/v1/audit?after={after}&limit={limit}{filter}"), LIST)
             .await
     }
 

@@ -440,13 +440,49 @@ pub struct Audit {
     pub list: AuditList,
 }
 
-/// `tunnel audit list` and `tunnel audit verify`.
+/// The commands of `tunnel audit`.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
     /// List records: the last ones, unless told otherwise
     List(AuditList),
+    /// Write all records as lines of JSON, for another system or for a proof without the server
+    Export(AuditExport),
+    /// Print the signed head of the trail, to be kept where the server cannot reach it
+    Head(AuditHead),
     /// Prove that no record was changed, removed or added
     Verify(AuditVerify),
+}
+
+/// Which audit records are wanted.
+#[derive(Clone, Debug, Default, Args)]
+pub struct AuditFilter {
+    /// Only what an operator did or what befell it
+    #[arg(long, value_name = "NAME")]
+    pub operator: Option<OperatorName>,
+    /// Only what is about a device
+    #[arg(long, value_name = "ID")]
+    pub device: Option<DeviceId>,
+    /// Only what is about a tunnel: its id, or the first digits of it
+    #[arg(long, value_name = "TUNNEL")]
+    pub tunnel: Option<String>,
+    /// Only of a kind, as `tunnel.opened`, or of a group of kinds, as `tunnel`
+    #[arg(long, value_name = "KIND", value_parser = kind)]
+    pub kind: Option<String>,
+    /// Only what is not older, as `12h`
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Span>,
+    /// Only what is older, as `1h`
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Span>,
+}
+
+/// Reads a kind of audit records.
+fn kind(text: &str) -> Result<String, &'static str> {
+    let part = |part: &str| !part.is_empty() && part.bytes().all(|c| c.is_ascii_lowercase() || c == b'_');
+    match text.len() <= 64 && text.split('.').all(part) {
+        true => Ok(text.to_owned()),
+        false => Err("a kind is words of small letters with a dot between them, as `tunnel.opened`"),
+    }
 }
 
 /// How to list audit records.
@@ -461,14 +497,57 @@ pub struct AuditList {
     /// Go on as records are written
     #[arg(long)]
     pub follow: bool,
+    /// Which records.
+    #[command(flatten)]
+    pub filter: AuditFilter,
+}
+
+/// How to export audit records.
+#[derive(Debug, Args)]
+pub struct AuditExport {
+    /// The records as they are, or as events of the Open Cybersecurity Schema Framework
+    #[arg(long, value_enum, default_value = "json")]
+    pub format: Format,
+    /// Start after this record
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    pub after: u64,
+    /// Go on as records are written
+    #[arg(long)]
+    pub follow: bool,
+    /// Which records.
+    #[command(flatten)]
+    pub filter: AuditFilter,
+}
+
+/// How exported records are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Format {
+    /// As they are.
+    Json,
+    /// As events of the Open Cybersecurity Schema Framework.
+    Ocsf,
+}
+
+/// How to print the head of the audit chain.
+#[derive(Debug, Args)]
+pub struct AuditHead {
+    /// Add it to a file too, as one line
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// Go on: whenever the trail has grown, at most twice a minute
+    #[arg(long)]
+    pub follow: bool,
 }
 
 /// How to verify the audit chain.
 #[derive(Debug, Args)]
 pub struct AuditVerify {
-    /// Verify a file of JSON lines, as `tunnel --json audit list --after 0` writes them, instead of the server's chain
+    /// Verify what `tunnel audit export` wrote, instead of the server's chain; no server is needed
     #[arg(long)]
     pub file: Option<PathBuf>,
+    /// Demand that the chain has the heads of this file, as `tunnel audit head --save` wrote them
+    #[arg(long, value_name = "FILE")]
+    pub pin: Option<PathBuf>,
 }
 
 /// Kinds of members that a code can make.

@@ -703,6 +703,12 @@ pub struct AuditPage {
     pub checkpoint: Option<String>,
     /// The key that signs checkpoints, 64 hexadecimal digits.
     pub checkpoint_key: String,
+    /// Number of the last record that was looked at for this page, whether it fitted or not: where the next page begins.
+    #[serde(default)]
+    pub through: u64,
+    /// A signed statement of which records were dropped for their age, base64url COSE_Sign1; absent if none were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<String>,
 }
 
 /// Returns the bytes over which a record is hashed: `prev` is 32 bytes, and each text has its length before it.

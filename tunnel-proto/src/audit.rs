@@ -1,6 +1,8 @@
 //! The audit chain as anybody can check it, offline: each record holds the hash of the one before, and signed checkpoints
 //! hold the head, so that a cut tail is found too.
 
+use std::cmp::Ordering;
+
 use crate::api::{AuditRecord, audit_hash};
 use crate::code::Code;
 use crate::cose::{Purpose, SigningKey, VerifyingKey};
@@ -31,8 +33,11 @@ impl Head {
     pub fn then(&self, record: &AuditRecord) -> Result<Self, Broken> {
         let seq = self.seq.saturating_add(1);
         let broken = |fault| Err(Broken { seq, fault });
-        if record.seq != seq {
-            return broken(Fault::Number { found: record.seq });
+        let found = record.seq;
+        match found.cmp(&seq) {
+            Ordering::Greater => return broken(Fault::Gap { found }),
+            Ordering::Less => return broken(Fault::Again { found }),
+            Ordering::Equal => {}
         }
         // Compared as text: there is one spelling of a hash.
         if record.prev != hex(&self.hash) {
@@ -68,9 +73,21 @@ pub struct Broken {
 /// What is wrong at a place of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// Another record stands there: one was deleted, inserted, moved or repeated.
+    /// It is not there.
     #[error("is missing: record {found} stands in its place")]
-    Number {
+    Gap {
+        /// The number that was found.
+        found: u64,
+    },
+    /// It stands further down.
+    #[error("is out of its order: record {found} stands in its place")]
+    Order {
+        /// The number that was found.
+        found: u64,
+    },
+    /// One of before stands there again, or one was put in.
+    #[error("is not what follows: record {found} stands there again")]
+    Again {
         /// The number that was found.
         found: u64,
     },
@@ -80,9 +97,28 @@ pub enum Fault {
     /// The record was changed.
     #[error("was changed after it was written")]
     Content,
-    /// A signed checkpoint knows more records than there are, or another one at its place.
+    /// A signed checkpoint knows another one at its place.
     #[error("differs from the signed checkpoint")]
     Checkpoint,
+    /// A signed checkpoint knows more records than there are.
+    #[error("is missing: the trail ends with record {last}, and a signed checkpoint knows more")]
+    Tail {
+        /// Number of the last record that is there.
+        last: u64,
+    },
+}
+
+impl Broken {
+    /// Tells a record that was moved from one that is gone, by the numbers that follow the place of the fault.
+    #[must_use]
+    pub fn with_rest(mut self, rest: impl IntoIterator<Item = u64>) -> Self {
+        if let Fault::Gap { found } = self.fault
+            && rest.into_iter().any(|seq| seq == self.seq)
+        {
+            self.fault = Fault::Order { found };
+        }
+        self
+    }
 }
 
 /// A head that the server signed at some time. Whoever holds one finds out if the chain is cut or rolled back later.
@@ -139,14 +175,67 @@ impl Checkpoint {
                 .find(|record| record.seq == seq)
                 .and_then(|record| unhex(&record.hash)),
         };
-        if found == Some(self.hash) {
-            Ok(())
-        } else {
-            Err(Broken {
-                seq: self.seq,
-                fault: Fault::Checkpoint,
-            })
+        self.fits_record(found, records.last().map_or(0, |record| record.seq))
+    }
+
+    /// Checks the hash that was found at the checkpoint's place, in a chain that ends with `last`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::fits`].
+    pub fn fits_record(&self, found: Option<[u8; 32]>, last: u64) -> Result<(), Broken> {
+        let fault = match found {
+            Some(hash) if hash == self.hash => return Ok(()),
+            None if last < self.seq => Fault::Tail { last },
+            _ => Fault::Checkpoint,
+        };
+        // Of a tail that was cut, the first record that is missing is named.
+        let seq = match fault {
+            Fault::Tail { last } => last + 1,
+            _ => self.seq,
+        };
+        Err(Broken { seq, fault })
+    }
+}
+
+/// What stands in place of the records that were dropped because of their age: signed, so that nobody else can drop any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Dropped {
+    /// Number of the last record that was dropped. The first was 1, and none between them is left.
+    #[n(0)]
+    pub last: u64,
+    /// Hash of that record, which the first one that is left continues.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub hash: [u8; 32],
+    /// When it was dropped.
+    #[n(2)]
+    pub time: UnixTime,
+}
+
+impl Dropped {
+    /// Returns where the rest of the chain begins.
+    pub const fn head(&self) -> Head {
+        Head {
+            seq: self.last,
+            hash: self.hash,
         }
+    }
+
+    /// Signs the statement.
+    pub fn sign(&self, key: &SigningKey) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(64);
+        let written = minicbor::encode(self, &mut payload);
+        debug_assert!(written.is_ok(), "a Vec takes every byte");
+        key.sign(Purpose::AuditDropped, &payload)
+    }
+
+    /// Checks the signature and reads the statement.
+    ///
+    /// # Errors
+    /// Returns why the message is no statement of this key.
+    pub fn verify(message: &[u8], key: &VerifyingKey) -> Result<Self, Code> {
+        let payload = key.verify(Purpose::AuditDropped, message).map_err(code_of)?;
+        minicbor::decode(payload).map_err(|_| Code::TokenMalformed)
     }
 }
 
@@ -207,7 +296,7 @@ mod tests {
             verify(Head::START, &deleted),
             Err(Broken {
                 seq: 2,
-                fault: Fault::Number { found: 3 }
+                fault: Fault::Gap { found: 3 }
             })
         );
         let mut other = chain(5);
@@ -227,6 +316,39 @@ mod tests {
         assert_eq!(text, "audit record 3 was changed after it was written");
     }
 
+    #[test]
+    fn a_record_that_was_moved_is_told_from_one_that_is_gone_and_one_that_comes_again() {
+        let fault = |order: &[usize]| {
+            let records = chain(5);
+            let order: Vec<_> = order.iter().map(|at| records[*at - 1].clone()).collect();
+            let broken = verify(Head::START, &order).unwrap_err();
+            broken.with_rest(order.iter().map(|record| record.seq))
+        };
+        let broken = |seq, fault| Broken { seq, fault };
+        assert_eq!(fault(&[1, 3, 2, 4, 5]), broken(2, Fault::Order { found: 3 }));
+        assert_eq!(fault(&[1, 3, 4, 5]), broken(2, Fault::Gap { found: 3 }));
+        assert_eq!(fault(&[1, 2, 2, 3]), broken(3, Fault::Again { found: 2 }));
+    }
+
+    #[test]
+    fn what_is_left_continues_what_was_dropped() {
+        let records = chain(6);
+        let dropped = Dropped {
+            last: 3,
+            hash: unhex(&records[2].hash).unwrap(),
+            time: UnixTime::from_secs(9),
+        };
+        let read = Dropped::verify(&dropped.sign(&key()), &key().verifying_key()).unwrap();
+        assert_eq!(read, dropped);
+        assert_eq!(verify(read.head(), &records[3..]).map(|head| head.seq), Ok(6));
+        assert!(verify(read.head(), &records[4..]).is_err());
+        let checkpoint = Checkpoint::of(read.head(), UnixTime::from_secs(9)).sign(&key());
+        assert_eq!(
+            Dropped::verify(&checkpoint, &key().verifying_key()),
+            Err(Code::TokenAlg)
+        );
+    }
+
     /// THREATS AUD-02.
     #[test]
     fn a_cut_tail_is_found_by_a_checkpoint() {
@@ -235,12 +357,14 @@ mod tests {
         let signed = Checkpoint::of(head, UnixTime::from_secs(9)).sign(&key());
         let checkpoint = Checkpoint::verify(&signed, &key().verifying_key()).unwrap();
         assert_eq!(checkpoint.fits(&records), Ok(()));
-        let gone = Err(Broken {
-            seq: 6,
-            fault: Fault::Checkpoint,
-        });
-        assert_eq!(checkpoint.fits(&records[..5]), gone);
-        assert_eq!(checkpoint.fits(&[]), gone);
+        let gone = |last| {
+            Err(Broken {
+                seq: last + 1,
+                fault: Fault::Tail { last },
+            })
+        };
+        assert_eq!(checkpoint.fits(&records[..5]), gone(5));
+        assert_eq!(checkpoint.fits(&[]), gone(0));
         let mut forked = chain(5);
         let mut last = chain(6).remove(5);
         last.body = "{}".into();
@@ -254,7 +378,11 @@ mod tests {
         ));
         forked.push(last);
         assert!(verify(Head::START, &forked).is_ok());
-        assert_eq!(checkpoint.fits(&forked), gone);
+        let other = Err(Broken {
+            seq: 6,
+            fault: Fault::Checkpoint,
+        });
+        assert_eq!(checkpoint.fits(&forked), other);
         assert_eq!(
             Checkpoint::of(Head::START, UnixTime::from_secs(1)).fits(&[]),
             Ok(())

@@ -42,6 +42,8 @@ pub enum Purpose {
     AccessToken,
     /// A checkpoint of the audit chain.
     AuditCheckpoint,
+    /// A statement of which records of the audit chain were dropped.
+    AuditDropped,
 }
 
 impl Purpose {
@@ -50,6 +52,7 @@ impl Purpose {
             Self::Grant => "tunnel-grant+cwt",
             Self::AccessToken => "tunnel-token+cwt",
             Self::AuditCheckpoint => "tunnel-checkpoint+cwt",
+            Self::AuditDropped => "tunnel-dropped+cwt",
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What is recorded: typed events. The store chains them by hash; `tunnel_proto::audit` checks the chain.
 
+pub(crate) mod filter;
+
 use std::collections::BTreeMap;
 use std::fmt;
 

@@ -1,16 +1,18 @@
-//! `tunnel audit`: reading the trail, following it, and proving that it is whole.
+//! `tunnel audit`: reading the trail, following it, handing it on, and proving that it is whole.
 
+mod export;
+mod ocsf;
+mod pin;
+pub(crate) mod read;
 pub mod verify;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tunnel_proto::Code;
-use tunnel_proto::api::{AuditPage, AuditRecord};
-use tunnel_proto::audit::Checkpoint;
-use tunnel_proto::cose::VerifyingKey;
-use tunnel_proto::ids::unhex;
+use tunnel_proto::api::AuditRecord;
 
+use self::read::{PAGE, Reader, checkpoint, page};
 use super::Context;
 use crate::api::Api;
 use crate::args;
@@ -18,9 +20,6 @@ use crate::escape::escape;
 use crate::failure::Failure;
 use crate::output::{Output, write_stdout};
 use crate::signals::Signals;
-
-/// Records in one request (THREATS part 5).
-const PAGE: u32 = 500;
 
 /// How many records are listed when nothing else is said.
 const LAST: u64 = 50;
@@ -34,6 +33,8 @@ const FOLLOW: Duration = Duration::from_secs(1);
 /// Tells what the server refuses, or which record is wrong.
 pub async fn audit(context: &Context, args: args::Audit) -> Result<(), Failure> {
     match args.command {
+        Some(args::AuditCommand::Export(export)) => self::export::export(context, export).await,
+        Some(args::AuditCommand::Head(head)) => pin::head(context, head).await,
         Some(args::AuditCommand::Verify(verify)) => verify::verify(context, verify).await,
         Some(args::AuditCommand::List(list)) => self::list(context, list).await,
         None => list(context, args.list).await,
@@ -44,68 +45,54 @@ async fn list(context: &Context, args: args::AuditList) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let (_, mut api) = context.api()?;
     tokio::select! {
-        result = print(context.output, &mut api, args) => result,
+        result = print(context.output, &mut api, &args) => result,
         () = signals.any() => Err(Failure::interrupted()),
     }
 }
 
-async fn print(output: Output, api: &mut Api, args: args::AuditList) -> Result<(), Failure> {
-    let mut after = match args.after {
-        Some(after) => after,
-        None => head(api).await?.saturating_sub(args.last.unwrap_or(LAST)),
-    };
-    loop {
-        let page = page(api, after, PAGE).await?;
-        for record in &page.records {
-            if output.json {
-                output.json_line(record)?
-            } else {
-                write_stdout(&line(record))?
+async fn print(output: Output, api: &mut Api, args: &args::AuditList) -> Result<(), Failure> {
+    let mut reader = Reader::new(api, &args.filter, args.after.unwrap_or(0)).await?;
+    if args.after.is_none() {
+        let count = args.last.unwrap_or(LAST);
+        if reader.is_whole() {
+            reader.go_to(head(api).await?.saturating_sub(count));
+        } else {
+            for record in last(api, &mut reader, count).await? {
+                show(output, &record)?;
             }
-            after = after.max(record.seq);
         }
-        if page.records.is_empty() {
-            if !args.follow {
-                return Ok(());
-            }
-            tokio::time::sleep(FOLLOW).await;
+    }
+    loop {
+        match reader.next(api).await? {
+            Some(records) => records.iter().try_for_each(|record| show(output, record))?,
+            None if args.follow => tokio::time::sleep(FOLLOW).await,
+            None => return Ok(()),
         }
     }
 }
 
-/// Reads a page of the trail that goes forward.
-pub(super) async fn page(api: &mut Api, after: u64, limit: u32) -> Result<AuditPage, Failure> {
-    let page = api
-        .audit(after, limit)
-        .await
-        .map_err(|error| error.into_failure("could not read the audit trail"))?;
-    // A page that does not go forward would be asked for without end.
-    if page.records.iter().any(|record| record.seq <= after) {
-        return Err(Failure::new(Code::Protocol, "could not read the audit trail")
-            .detail("the pages do not go forward"));
+/// Returns the last records that fit.
+async fn last(api: &mut Api, reader: &mut Reader, count: u64) -> Result<VecDeque<AuditRecord>, Failure> {
+    let mut last = VecDeque::new();
+    while let Some(records) = reader.next(api).await? {
+        last.extend(records);
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        last.drain(..last.len().saturating_sub(count));
     }
-    Ok(page)
+    Ok(last)
+}
+
+fn show(output: Output, record: &AuditRecord) -> Result<(), Failure> {
+    match output.json {
+        true => output.json_line(record),
+        false => write_stdout(&line(record)),
+    }
 }
 
 /// Returns the number of the last record, from the checkpoint that comes with every page.
 async fn head(api: &mut Api) -> Result<u64, Failure> {
     let page = page(api, u64::from(u32::MAX), PAGE).await?;
     Ok(checkpoint(&page)?.map_or(0, |checkpoint| checkpoint.seq))
-}
-
-/// Reads the checkpoint of a page and checks its signature.
-fn checkpoint(page: &AuditPage) -> Result<Option<Checkpoint>, Failure> {
-    let what = "could not read the audit trail";
-    let Some(text) = &page.checkpoint else {
-        return Ok(None);
-    };
-    let key = unhex(&page.checkpoint_key).map(VerifyingKey::from_bytes);
-    let key = key.ok_or_else(|| Failure::new(Code::Protocol, what).detail("the checkpoint's key is none"))?;
-    let message = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, text)
-        .map_err(|_| Failure::new(Code::TokenMalformed, what).detail("the checkpoint cannot be read"))?;
-    Checkpoint::verify(&message, &key)
-        .map(Some)
-        .map_err(|code| Failure::new(code, what).why("the checkpoint is not signed by its key"))
 }
 
 /// Writes a record on one line: number, time, kind, and the fields of its event.

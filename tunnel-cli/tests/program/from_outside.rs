@@ -55,6 +55,8 @@ fn help_is_as_it_was() {
         vec!["group", "remove"],
         vec!["group", "list"],
         vec!["audit", "list"],
+        vec!["audit", "export"],
+        vec!["audit", "head"],
         vec!["audit", "verify"],
     ]);
     for page in pages {
@@ -132,6 +134,8 @@ fn a_command_without_a_login_says_what_to_do() {
         &["policy", "show"],
         &["audit"],
         &["audit", "verify"],
+        &["audit", "export"],
+        &["audit", "head"],
         &["enrol-code", "--device", "pump-17"],
         &["revoke", "device/pump-17"],
     ] {

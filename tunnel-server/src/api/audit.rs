@@ -1,5 +1,6 @@
 //! The audit chain, page by page.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -7,11 +8,13 @@ use axum::extract::State;
 use serde::Deserialize;
 use tunnel_proto::api::{AuditPage, ErrorBody};
 use tunnel_proto::ids::hex;
+use tunnel_proto::{Code, Refusal};
 use utoipa::IntoParams;
 
 use super::caller::Caller;
 use super::error::ApiError;
 use super::input::Params;
+use crate::audit::filter::Filter;
 use crate::control::Control;
 use tunnel_policy::Action;
 
@@ -29,6 +32,35 @@ pub(crate) struct Page {
     /// How many at most; 500 if absent.
     #[serde(default)]
     limit: Option<u32>,
+    /// Only of this kind, as `tunnel.opened`, or all whose kind begins with a word, as `tunnel`.
+    kind: Option<String>,
+    /// Only what an operator did or what befell it.
+    operator: Option<String>,
+    /// Only what is about a device.
+    device: Option<String>,
+    /// Only what is about a tunnel.
+    tunnel: Option<String>,
+    /// Not before this time, in milliseconds since 1970.
+    since: Option<u64>,
+    /// Before this time, in milliseconds since 1970.
+    until: Option<u64>,
+}
+
+impl Page {
+    fn filter(&self) -> Result<Filter, Refusal> {
+        fn read<T: FromStr>(name: &str, text: Option<&String>) -> Result<Option<T>, Refusal> {
+            let bad = |_| Refusal::new(Code::BadName, format!("`{name}` is none"));
+            text.map(|text| text.parse().map_err(bad)).transpose()
+        }
+        Ok(Filter {
+            kind: self.kind.clone(),
+            operator: read("operator", self.operator.as_ref())?,
+            device: read("device", self.device.as_ref())?,
+            tunnel: read("tunnel", self.tunnel.as_ref())?,
+            since: self.since,
+            until: self.until,
+        })
+    }
 }
 
 /// Returns records of the audit chain in order, with a signed checkpoint of its head.
@@ -42,10 +74,10 @@ pub(crate) async fn page(
     Params(page): Params<Page>,
 ) -> Result<Json<AuditPage>, ApiError> {
     control.demand(&caller, Action::ReadAudit).await?;
-    let limit = page.limit.unwrap_or(MAX).min(MAX);
-    let records = control
+    let (filter, limit) = (page.filter()?, page.limit.unwrap_or(MAX).min(MAX));
+    let (records, through) = control
         .store
-        .audit(page.after, limit)
+        .audit_fitting(&filter, page.after, limit)
         .await
         .map_err(|error| control.store_failed(&error))?;
     let head = control
@@ -53,11 +85,11 @@ pub(crate) async fn page(
         .audit_head()
         .await
         .map_err(|error| control.store_failed(&error))?;
-    let checkpoint = control.checkpoint(head);
-    let checkpoint_key = hex(control.keys.audit_key.verifying_key().as_bytes());
     Ok(Json(AuditPage {
         records,
-        checkpoint: Some(checkpoint),
-        checkpoint_key,
+        through,
+        checkpoint: Some(control.checkpoint(head)),
+        checkpoint_key: hex(control.keys.audit_key.verifying_key().as_bytes()),
+        dropped: None,
     }))
 }

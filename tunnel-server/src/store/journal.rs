@@ -1,5 +1,7 @@
 //! The audit chain and the policies, whose every revision is kept.
 
+use std::future::poll_fn;
+
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use tunnel_proto::UnixTime;
@@ -11,6 +13,10 @@ use super::records::PolicyRecord;
 use super::rows::{bytes, number, secs, signed, time};
 use super::{Store, StoreError};
 use crate::audit::Event;
+use crate::audit::filter::Filter;
+
+/// Records that are looked at for one page of those that fit: some tens of milliseconds.
+const LOOKED_AT: u32 = 20_000;
 
 impl Store {
     /// Records an event that changes nothing else in the store.
@@ -35,6 +41,35 @@ impl Store {
             .iter()
             .map(record)
             .collect()
+    }
+
+    /// Returns at most `limit` records that come after the one numbered `after` and fit, and the number of the last record
+    /// that was looked at. Not more than [`LOOKED_AT`] are looked at in one go.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub(crate) async fn audit_fitting(
+        &self,
+        filter: &Filter,
+        after: u64,
+        limit: u32,
+    ) -> Result<(Vec<AuditRecord>, u64), StoreError> {
+        let mut rows = sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
+            .bind(signed(after))
+            .bind(LOOKED_AT)
+            .fetch(&self.inner.readers);
+        let (mut found, mut through) = (Vec::new(), after);
+        while found.len() < limit as usize
+            && let Some(row) = poll_fn(|cx| rows.as_mut().poll_next(cx)).await
+        {
+            let row = row?;
+            through = number(&row, "seq")?;
+            let (kind, body) = (row.try_get("kind")?, row.try_get("body")?);
+            if filter.fits(number(&row, "time_millis")?, kind, body) {
+                found.push(record(&row)?);
+            }
+        }
+        Ok((found, through))
     }
 
     /// Returns the head of the chain, to be signed as a checkpoint.

@@ -1,20 +1,25 @@
 //! `tunnel audit verify`: proves that the trail is what was written, online or from a file.
 //!
 //! The chain shows every change in its middle. What it cannot show by itself, a tail that was cut or a server that was
-//! set back, shows against the witness: the head that this machine verified last.
+//! set back, shows against what was known before: the head that this machine verified last, which is its witness, and
+//! heads that were kept elsewhere (THREATS AUD-02).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tunnel_proto::Code;
 use tunnel_proto::api::AuditRecord;
-use tunnel_proto::audit::{Broken, Fault, Head};
+use tunnel_proto::audit::{Broken, Checkpoint, Fault, Head};
 use tunnel_proto::code::Exit;
 use tunnel_proto::ids::{hex, unhex};
 
-use super::{checkpoint, page};
+use super::ocsf;
+use super::pin::{Pin, pins};
+use super::read::{PAGE, checkpoint, dropped, page};
 use crate::args;
 use crate::commands::Context;
 use crate::failure::Failure;
@@ -48,75 +53,158 @@ struct Proof {
     hash: String,
     /// The record that the server's signed checkpoint names; `null` offline.
     checkpoint: Option<u64>,
+    /// The last record that was dropped for its age, by the server's signed statement.
+    dropped: Option<u64>,
     /// The record up to which this machine had verified before.
     witness: Option<u64>,
+    /// The last record of which a pinned head tells that it was there.
+    pinned: Option<u64>,
+    /// Lines of another mapping than this program's, whose fields were not compared with their records.
+    not_compared: u64,
 }
 
-/// Goes along the chain, and looks out for the witness.
+/// Goes along the chain, and remembers the hashes that others know of.
 struct Walk {
-    first: Option<u64>,
+    begin: Option<Head>,
     head: Head,
     records: u64,
-    witness: Option<Witness>,
-    witnessed: bool,
+    wanted: BTreeSet<u64>,
+    found: BTreeMap<u64, [u8; 32]>,
 }
 
 impl Walk {
-    fn new(witness: Option<Witness>) -> Self {
+    fn new(known: &Known) -> Self {
+        let mut wanted: BTreeSet<_> = known.pins.iter().map(|(_, pin)| pin.seq).collect();
+        wanted.extend(known.witness.as_ref().map(|witness| witness.seq));
         Self {
-            first: None,
+            begin: None,
             head: Head::START,
             records: 0,
-            witness,
-            witnessed: false,
+            wanted,
+            found: BTreeMap::new(),
         }
     }
 
-    fn step(&mut self, record: &AuditRecord) -> Result<(), Failure> {
-        if self.first.is_none() {
-            self.first = Some(record.seq);
+    /// Begins after a record that others vouch for.
+    fn begin_at(&mut self, head: Head) {
+        self.begin = Some(head);
+        self.head = head;
+        self.keep();
+    }
+
+    fn step(&mut self, record: &AuditRecord) -> Result<(), Broken> {
+        if self.begin.is_none() {
             // A part of the trail is checked from its own beginning on.
-            if record.seq > 1 {
-                let hash = unhex(&record.prev).ok_or_else(|| {
-                    broken(Broken {
-                        seq: record.seq,
-                        fault: Fault::Link,
-                    })
-                })?;
-                self.head = Head {
-                    seq: record.seq - 1,
-                    hash,
-                };
-            }
+            let seq = record.seq;
+            let hash = unhex(&record.prev).ok_or(Broken {
+                seq,
+                fault: Fault::Link,
+            })?;
+            self.begin_at(match seq {
+                0 | 1 => Head::START,
+                _ => Head { seq: seq - 1, hash },
+            });
         }
-        self.head = self.head.then(record).map_err(broken)?;
+        self.head = self.head.then(record)?;
         self.records += 1;
-        if let Some(witness) = self.witness.as_ref().filter(|witness| witness.seq == record.seq) {
-            if witness.hash != record.hash {
-                return Err(broken(Broken {
-                    seq: record.seq,
-                    fault: Fault::Content,
-                })
-                .detail("this machine verified another record in its place before"));
-            }
-            self.witnessed = true;
-        }
+        self.keep();
         Ok(())
     }
 
-    fn proof(&self, checkpoint: Option<u64>) -> Proof {
-        Proof {
-            records: self.records,
-            first: self.first.unwrap_or_default(),
-            last: self.head.seq,
-            hash: hex(&self.head.hash),
-            checkpoint,
-            witness: self
-                .witness
-                .as_ref()
-                .filter(|_| self.witnessed)
-                .map(|witness| witness.seq),
+    fn keep(&mut self) {
+        if self.wanted.contains(&self.head.seq) {
+            self.found.insert(self.head.seq, self.head.hash);
         }
+    }
+
+    /// Says whether a record is older than the first that there is.
+    fn is_before(&self, seq: u64) -> bool {
+        self.begin.is_some_and(|begin| seq < begin.seq)
+    }
+}
+
+/// What was known before.
+struct Known {
+    witness: Option<Witness>,
+    pins: Vec<(Pin, Checkpoint)>,
+}
+
+impl Known {
+    fn read(home: &Home, pin: Option<&Path>) -> Result<Self, Failure> {
+        Ok(Self {
+            witness: read_witness(home)?,
+            pins: pin.map_or(Ok(Vec::new()), pins)?,
+        })
+    }
+
+    /// As [`Known::read`], for a file: that needs no login, and where there is one, what it knows helps.
+    fn offline(home: &Home, pin: Option<&Path>) -> Result<Self, Failure> {
+        Ok(Self {
+            witness: read_witness(home).unwrap_or_default(),
+            pins: pin.map_or(Ok(Vec::new()), pins)?,
+        })
+    }
+
+    /// Checks that the server signs with the key that it had.
+    fn same_key(&self, key: &str, last: u64) -> Result<(), Failure> {
+        let witness = self.witness.as_ref().map(|witness| witness.key.as_str());
+        let pinned = self.pins.iter().map(|(pin, _)| pin.key.as_str());
+        match witness.into_iter().chain(pinned).all(|known| known == key) {
+            true => Ok(()),
+            false => Err(broken(Broken {
+                seq: last,
+                fault: Fault::Checkpoint,
+            })
+            .why("the server signs checkpoints with another key than before")
+            .next(format!(
+                "if the server was set up anew, remove `{WITNESS}` from the state directory, and keep heads anew"
+            ))),
+        }
+    }
+
+    /// Checks that the witness's record is there; returns its number if it could be looked at.
+    fn check_witness(&self, walk: &Walk) -> Result<Option<u64>, Failure> {
+        let Some(witness) = self.witness.as_ref().filter(|witness| witness.seq > 0) else {
+            return Ok(None);
+        };
+        if walk.is_before(witness.seq) {
+            return Ok(None);
+        }
+        match walk.found.get(&witness.seq) {
+            Some(found) if hex(found) == witness.hash => Ok(Some(witness.seq)),
+            Some(_) => Err(broken(Broken {
+                seq: witness.seq,
+                fault: Fault::Content,
+            })
+            .detail("this machine verified another record in its place before")),
+            None => Err(broken(Broken {
+                seq: walk.head.seq + 1,
+                fault: Fault::Tail { last: walk.head.seq },
+            })
+            .detail(format!(
+                "this machine has verified {} records before, and there are {}",
+                witness.seq, walk.head.seq
+            ))),
+        }
+    }
+
+    /// Checks that all pinned records are there; returns the last that could be looked at.
+    fn check_pins(&self, walk: &Walk) -> Result<Option<u64>, Failure> {
+        let mut last = None;
+        for (_, pin) in &self.pins {
+            if walk.is_before(pin.seq) {
+                continue;
+            }
+            let found = match pin.seq {
+                0 => Some([0; 32]),
+                seq => walk.found.get(&seq).copied(),
+            };
+            pin.fits_record(found, walk.head.seq).map_err(|fault| {
+                broken(fault).detail(format!("record {} was pinned on {}", pin.seq, pin.time))
+            })?;
+            last = last.max(Some(pin.seq));
+        }
+        Ok(last)
     }
 }
 
@@ -126,119 +214,207 @@ impl Walk {
 /// Names the first record that is not what was written.
 pub async fn verify(context: &Context, args: args::AuditVerify) -> Result<(), Failure> {
     let proof = match args.file {
-        Some(file) => offline(&context.home, &file)?,
-        None => online(context).await?,
+        Some(file) => offline(&Known::offline(&context.home, args.pin.as_deref())?, &file)?,
+        None => online(context, args.pin.as_deref()).await?,
     };
     context.output.result(&proof, || text(&proof))
 }
 
-async fn online(context: &Context) -> Result<Proof, Failure> {
+async fn online(context: &Context, pin: Option<&Path>) -> Result<Proof, Failure> {
     let (_, mut api) = context.api()?;
-    let witness = read_witness(&context.home)?;
-    let mut walk = Walk::new(witness.clone());
-    let (checkpoint, key) = loop {
-        let page = page(&mut api, walk.head.seq, super::PAGE).await?;
-        // Online, nothing may be missing at the start.
-        if walk.first.is_none() && page.records.first().is_some_and(|record| record.seq != 1) {
-            let found = page.records.first().map_or(0, |record| record.seq);
-            return Err(broken(Broken {
-                seq: 1,
-                fault: Fault::Number { found },
-            }));
+    let known = Known::read(&context.home, pin)?;
+    let mut walk = Walk::new(&known);
+    let mut gone = None;
+    let (signed, key) = loop {
+        let page = page(&mut api, walk.head.seq, PAGE).await?;
+        if walk.begin.is_none() {
+            // Online, nothing may be missing at the start but what the server has signed as dropped.
+            gone = dropped(&page)?;
+            walk.begin_at(gone.map_or(Head::START, |gone| gone.head()));
         }
-        for record in &page.records {
-            walk.step(record)?;
-        }
+        page.records
+            .iter()
+            .try_for_each(|record| walk.step(record))
+            .map_err(broken)?;
         if page.records.is_empty() {
             break (checkpoint(&page)?, page.checkpoint_key);
         }
     };
-    if let Some(witness) = &witness {
-        if witness.key != key {
-            return Err(broken(Broken {
-                seq: walk.head.seq,
-                fault: Fault::Checkpoint,
-            })
-            .why("the server signs checkpoints with another key than before")
-            .next(format!(
-                "if the server was set up anew, remove `{WITNESS}` from the state directory"
-            )));
-        }
-        if !walk.witnessed && witness.seq > 0 {
-            return Err(broken(Broken {
-                seq: witness.seq,
-                fault: Fault::Checkpoint,
-            })
-            .detail(format!(
-                "this machine has verified {} records before, and there are {}",
-                witness.seq, walk.head.seq
-            )));
-        }
-    }
+    known.same_key(&key, walk.head.seq)?;
+    let witness = known.check_witness(&walk)?;
+    let pinned = known.check_pins(&walk)?;
     // The checkpoint comes with the page that is empty, so it can only be of this head or of one a moment later.
-    match checkpoint {
-        Some(signed) if signed.seq == walk.head.seq && signed.hash != walk.head.hash => {
-            return Err(broken(Broken {
-                seq: signed.seq,
-                fault: Fault::Checkpoint,
-            }));
-        }
-        Some(signed) if signed.seq < walk.head.seq => {
-            return Err(broken(Broken {
-                seq: signed.seq,
-                fault: Fault::Checkpoint,
-            })
-            .detail("the checkpoint is older than the chain"));
-        }
-        _ => {}
+    if let Some(signed) = signed
+        && signed.seq <= walk.head.seq
+        && (signed.seq, signed.hash) != (walk.head.seq, walk.head.hash)
+    {
+        return Err(broken(Broken {
+            seq: signed.seq,
+            fault: Fault::Checkpoint,
+        }));
     }
-    let new = Witness {
-        key,
-        seq: walk.head.seq,
-        hash: hex(&walk.head.hash),
-    };
-    let file = format!("key = {:?}\nseq = {}\nhash = {:?}\n", new.key, new.seq, new.hash);
+    let (seq, hash) = (walk.head.seq, hex(&walk.head.hash));
+    let file = format!("key = {key:?}\nseq = {seq}\nhash = {hash:?}\n");
     context.home.write(WITNESS, file.as_bytes())?;
-    Ok(walk.proof(checkpoint.map(|checkpoint| checkpoint.seq)))
+    Ok(Proof {
+        checkpoint: signed.map(|signed| signed.seq),
+        dropped: gone.map(|gone| gone.last),
+        witness,
+        pinned,
+        ..walk.proof()
+    })
 }
 
-fn offline(home: &Home, file: &Path) -> Result<Proof, Failure> {
-    let what = format!("could not read `{}`", file.display());
-    let unreadable = |detail: String| {
-        Failure::new(Code::BadRequest, &what)
-            .why("it does not hold one record of JSON on each line")
-            .next("write it with `tunnel --json audit list --after 0`")
-            .detail(detail)
-    };
-    let opened = File::open(file).map_err(|error| {
-        Failure::new(Code::BadRequest, &what)
-            .why("the file could not be opened")
-            .next("check its name and its mode")
-            .detail(error.to_string())
-    })?;
-    let mut reader = BufReader::new(opened);
-    let mut walk = Walk::new(read_witness(home).unwrap_or_default());
-    let mut line = String::new();
-    loop {
-        line.clear();
-        let length = (&mut reader)
-            .take(MAX_LINE)
-            .read_line(&mut line)
-            .map_err(|error| unreadable(error.to_string()))?;
-        if length == 0 {
-            break;
+fn offline(known: &Known, file: &Path) -> Result<Proof, Failure> {
+    let mut lines = Lines::open(file)?;
+    let mut walk = Walk::new(known);
+    let mut not_compared = 0;
+    while let Some(line) = lines.next(walk.head.seq)? {
+        if let Err(fault) = walk.step(&line.record) {
+            return Err(broken(fault.with_rest(lines.numbers())));
         }
-        if line.trim().is_empty() {
-            continue;
+        match line.mapped {
+            Mapped::Same => {}
+            Mapped::Unknown => not_compared += 1,
+            Mapped::Changed => {
+                return Err(broken(Broken {
+                    seq: line.record.seq,
+                    fault: Fault::Content,
+                })
+                .detail("the fields of the event are not those of the record in its `raw_data`"));
+            }
         }
-        let record: AuditRecord = serde_json::from_str(&line)
-            .map_err(|error| unreadable(format!("after record {}: {error}", walk.head.seq)))?;
-        walk.step(&record)?;
     }
     if walk.records == 0 {
-        return Err(unreadable("it has no record".to_owned()));
+        return Err(lines.unreadable("it has no record".to_owned()));
     }
-    Ok(walk.proof(None))
+    // What this machine verified may be of a later time than the file: only another record in its place is a fault.
+    let seen = known
+        .witness
+        .as_ref()
+        .filter(|witness| witness.seq <= walk.head.seq);
+    let witness = seen.map_or(Ok(None), |_| known.check_witness(&walk))?;
+    let pinned = known.check_pins(&walk)?;
+    if !known.pins.is_empty() && pinned.is_none() {
+        let first = walk.begin.map_or(1, |begin| begin.seq + 1);
+        return Err(
+            Failure::new(Code::BadRequest, "could not prove the file by the pinned heads")
+                .why(format!(
+                    "it begins with record {first}, and all of them are older"
+                ))
+                .next("export from an earlier record on, with `--after`"),
+        );
+    }
+    Ok(Proof {
+        witness,
+        pinned,
+        not_compared,
+        ..walk.proof()
+    })
+}
+
+/// A line of an export.
+struct Line {
+    record: AuditRecord,
+    mapped: Mapped,
+}
+
+/// How the fields of a line go with the record in it.
+enum Mapped {
+    Same,
+    Changed,
+    Unknown,
+}
+
+impl Line {
+    fn read(text: &str) -> Result<Self, serde_json::Error> {
+        let value: Value = serde_json::from_str(text)?;
+        let Some(raw) = value.get("raw_data").and_then(Value::as_str) else {
+            let record = serde_json::from_value(value)?;
+            return Ok(Self {
+                record,
+                mapped: Mapped::Same,
+            });
+        };
+        let record = serde_json::from_str(raw)?;
+        let mapped = match &value["metadata"]["log_version"] {
+            Value::String(mapping) if mapping != ocsf::MAPPING => Mapped::Unknown,
+            _ if ocsf::event(&record) == value => Mapped::Same,
+            _ => Mapped::Changed,
+        };
+        Ok(Self { record, mapped })
+    }
+}
+
+/// The lines of a file.
+struct Lines {
+    reader: BufReader<File>,
+    what: String,
+}
+
+impl Lines {
+    fn open(file: &Path) -> Result<Self, Failure> {
+        let what = format!("could not read `{}`", file.display());
+        let opened = File::open(file).map_err(|error| {
+            Failure::new(Code::BadRequest, &what)
+                .why("the file could not be opened")
+                .next("check its name and its mode")
+                .detail(error.to_string())
+        })?;
+        Ok(Self {
+            reader: BufReader::new(opened),
+            what,
+        })
+    }
+
+    fn unreadable(&self, detail: String) -> Failure {
+        Failure::new(Code::BadRequest, &self.what)
+            .why("it does not hold one record of JSON on each line")
+            .next("write it with `tunnel audit export`")
+            .detail(detail)
+    }
+
+    /// Reads the next line; `after` is the record before it, for who has to look for a bad one.
+    fn next(&mut self, after: u64) -> Result<Option<Line>, Failure> {
+        let mut text = String::new();
+        loop {
+            text.clear();
+            let read = (&mut self.reader).take(MAX_LINE).read_line(&mut text);
+            let bad = |error: String| self.unreadable(format!("after record {after}: {error}"));
+            match read.map_err(|error| bad(error.to_string()))? {
+                0 => return Ok(None),
+                _ if text.trim().is_empty() => {}
+                _ => {
+                    return Line::read(&text)
+                        .map(Some)
+                        .map_err(|error| bad(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Returns the numbers of the records that follow, as far as they can be read.
+    fn numbers(&mut self) -> Vec<u64> {
+        std::iter::from_fn(|| self.next(0).ok().flatten())
+            .map(|line| line.record.seq)
+            .collect()
+    }
+}
+
+impl Walk {
+    fn proof(&self) -> Proof {
+        Proof {
+            records: self.records,
+            first: self.begin.map_or(0, |begin| begin.seq + 1),
+            last: self.head.seq,
+            hash: hex(&self.head.hash),
+            checkpoint: None,
+            dropped: None,
+            witness: None,
+            pinned: None,
+            not_compared: 0,
+        }
+    }
 }
 
 fn read_witness(home: &Home) -> Result<Option<Witness>, Failure> {
@@ -279,9 +455,18 @@ fn text(proof: &Proof) -> String {
         ),
         ("head", proof.hash.clone()),
     ];
+    if let Some(last) = proof.dropped {
+        rows.push((
+            "dropped",
+            format!("records 1 to {last} for their age, as the server has signed"),
+        ));
+    }
     match proof.checkpoint {
         Some(seq) => rows.push(("signed", format!("up to record {seq}"))),
         None => rows.push(("signed", "not checked: the file has no checkpoint".to_owned())),
+    }
+    if let Some(seq) = proof.pinned {
+        rows.push(("pinned", format!("up to record {seq}")));
     }
     match proof.witness {
         Some(seq) => rows.push((
@@ -293,73 +478,16 @@ fn text(proof: &Proof) -> String {
             "not known: this machine has verified none of these before".to_owned(),
         )),
     }
+    if proof.not_compared > 0 {
+        let text = format!(
+            "the fields of {} events, which another release wrote",
+            proof.not_compared
+        );
+        rows.push(("not compared", text));
+    }
     output::fields(&rows)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tunnel_proto::api::audit_hash;
-
-    fn chain(count: u64) -> Vec<AuditRecord> {
-        let mut prev = [0; 32];
-        (1..=count)
-            .map(|seq| {
-                let hash = audit_hash(&prev, seq, seq, "kind", "{}");
-                let record = AuditRecord {
-                    seq,
-                    time_millis: seq,
-                    kind: "kind".into(),
-                    body: "{}".into(),
-                    prev: hex(&prev),
-                    hash: hex(&hash),
-                };
-                prev = hash;
-                record
-            })
-            .collect()
-    }
-
-    fn walk(records: &[AuditRecord], witness: Option<Witness>) -> Result<Proof, Failure> {
-        let mut walk = Walk::new(witness);
-        records.iter().try_for_each(|record| walk.step(record))?;
-        Ok(walk.proof(None))
-    }
-
-    #[test]
-    fn a_part_of_a_chain_is_verified_from_its_beginning() {
-        let proof = walk(&chain(9)[3..], None).unwrap();
-        assert_eq!((proof.records, proof.first, proof.last), (6, 4, 9));
-    }
-
-    /// THREATS AUD-01, AUD-02.
-    #[test]
-    fn what_was_changed_is_named() {
-        let mut records = chain(9);
-        records[4].body = "{\"a\":1}".into();
-        let failure = walk(&records, None).unwrap_err();
-        assert_eq!((failure.code(), failure.exit_code()), ("E_AUDIT_BROKEN", 1));
-        assert!(
-            failure.to_text().contains("audit record 5 "),
-            "{}",
-            failure.to_text()
-        );
-        let witness = Witness {
-            key: String::new(),
-            seq: 5,
-            hash: hex(&[1; 32]),
-        };
-        assert!(
-            walk(&chain(9), Some(witness))
-                .unwrap_err()
-                .to_text()
-                .contains("audit record 5 ")
-        );
-        let good = Witness {
-            key: String::new(),
-            seq: 5,
-            hash: chain(5)[4].hash.clone(),
-        };
-        assert_eq!(walk(&chain(9), Some(good)).unwrap().witness, Some(5));
-    }
-}
+#[path = "verify/tests.rs"]
+mod tests;

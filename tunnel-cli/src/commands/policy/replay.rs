@@ -11,7 +11,7 @@ use super::{not_valid, of_version, read};
 use crate::api::Api;
 use crate::args;
 use crate::commands::Context;
-use crate::commands::audit::page;
+use crate::commands::audit::read::page;
 use crate::failure::Failure;
 use crate::output;
 use crate::signals::Signals;
