@@ -6,11 +6,12 @@ use std::time::Instant;
 use tunnel_proto::cose::VerifyingKey;
 use tunnel_proto::defaults::CLOCK_TOLERANCE;
 use tunnel_proto::grant::{Grant, LinkNonce};
+use tunnel_proto::lock::Permit;
 use tunnel_proto::message::Offer;
 use tunnel_proto::{Code, Identity, UnixTime};
 
 use crate::operator::Operator;
-use crate::policy::LocalPolicy;
+use crate::policy::{LocalPolicy, Right};
 use crate::replay::ReplayMemory;
 
 /// The server's time as it was proven on the control link, carried on by the monotonic clock.
@@ -41,8 +42,12 @@ pub struct Situation<'a> {
     pub grant_key: &'a VerifyingKey,
     /// The nonce of this control link.
     pub nonce: &'a LinkNonce,
+    /// Who is proven to be at the other end of it.
+    pub server: &'a Identity,
     /// The server's time.
     pub now: UnixTime,
+    /// The device's own time: what the owner's keys signed does not hold longer for a server that turns its clock back.
+    pub own_time: UnixTime,
     /// The owner's policy.
     pub policy: &'a LocalPolicy,
     /// Whether the owner lets anybody in.
@@ -66,14 +71,17 @@ impl Acceptance {
         Self { device, replay }
     }
 
-    /// Checks an offer: signature, device, link, time, that it is new, the owner's switch and policy, and room. Only what
-    /// fits in all else makes room for itself: a ghost blocks nobody then.
+    /// Checks an offer: signature, device, link, time, relay, that it is new, the owner's switch, policy and lock, and
+    /// room. Only what fits in all else makes room for itself: a ghost blocks nobody then.
     ///
     /// # Errors
     /// Returns the code of the first thing that does not fit, in that order.
-    pub fn judge(&mut self, offer: &Offer, now: &Situation<'_>) -> Result<Grant, Code> {
+    pub fn judge(&mut self, offer: &Offer, now: &Situation<'_>) -> Result<Right, Code> {
         let grant = Grant::verify(&offer.grant, now.grant_key)?;
         grant.check(&self.device, now.nonce, now.now, CLOCK_TOLERANCE)?;
+        if Identity::server(&grant.trust_domain, &grant.relay) != *now.server {
+            return Err(Code::TokenAudience);
+        }
         if grant.tunnel != offer.tunnel {
             return Err(Code::TokenScope);
         }
@@ -82,13 +90,21 @@ impl Acceptance {
         if !now.access {
             return Err(Code::AccessOff);
         }
-        now.policy.admits_all(&grant)?;
+        let permit = match (now.policy.locks(&grant), &offer.permit) {
+            (true, Some(permit)) => Some(Permit::from_bytes(permit)?),
+            _ => None,
+        };
+        let right = Right { grant, permit };
+        now.policy.admits_all(&right)?;
+        if let Some(permit) = &right.permit {
+            permit.window().holds(now.now.max(now.own_time))?;
+        }
         match now.tunnels.cmp(&(now.policy.max_tunnels as usize)) {
             Ordering::Less => {}
             Ordering::Equal => now.ghost.ok_or(Code::Busy)?.give_way(),
             Ordering::Greater => return Err(Code::Busy),
         }
-        Ok(grant)
+        Ok(right)
     }
 }
 
@@ -100,7 +116,7 @@ mod tests {
     use tunnel_proto::keys::Secret;
 
     use super::*;
-    use crate::testing::{grant, policy, start};
+    use crate::testing::{grant, lock_key, locked_policy, permit, policy, start};
 
     struct World {
         key: SigningKey,
@@ -108,7 +124,9 @@ mod tests {
         policy: LocalPolicy,
         acceptance: Acceptance,
         nonce: LinkNonce,
+        server: Identity,
         now: UnixTime,
+        own_time: UnixTime,
         access: bool,
         tunnels: usize,
         ghost: Option<Operator>,
@@ -124,7 +142,9 @@ mod tests {
                 policy: policy(),
                 acceptance: Acceptance::new(grant.device_identity(), ReplayMemory::new(8)),
                 nonce: grant.nonce,
+                server: Identity::server(&grant.trust_domain, &grant.relay),
                 now: grant.issued_at,
+                own_time: UnixTime::default(),
                 access: true,
                 tunnels: 0,
                 ghost: None,
@@ -132,10 +152,15 @@ mod tests {
         }
 
         fn judge(&mut self, grant: &Grant) -> Result<Grant, Code> {
+            self.judge_with(grant, None)
+        }
+
+        fn judge_with(&mut self, grant: &Grant, permit: Option<Vec<u8>>) -> Result<Grant, Code> {
             let offer = Offer {
                 grant: grant.sign(&self.key),
                 token: Vec::new(),
                 tunnel: grant.tunnel,
+                permit,
             };
             self.offer(&offer)
         }
@@ -144,13 +169,15 @@ mod tests {
             let now = Situation {
                 grant_key: &self.verifying,
                 nonce: &self.nonce,
+                server: &self.server,
                 now: self.now,
+                own_time: self.own_time,
                 policy: &self.policy,
                 access: self.access,
                 tunnels: self.tunnels,
                 ghost: self.ghost.as_ref(),
             };
-            self.acceptance.judge(offer, &now)
+            self.acceptance.judge(offer, &now).map(|right| right.grant)
         }
     }
 
@@ -190,6 +217,7 @@ mod tests {
             grant: grant().sign(&world.key),
             token: Vec::new(),
             tunnel: grant().tunnel,
+            permit: None,
         };
         for bit in 0..good.grant.len() * 8 {
             let mut offer = good.clone();
@@ -235,8 +263,79 @@ mod tests {
             grant: grant().sign(&world.key),
             token: Vec::new(),
             tunnel,
+            permit: None,
         };
         assert_eq!(world.offer(&offer), Err(Code::TokenScope));
+    }
+
+    // TOK-02
+    #[test]
+    fn a_grant_of_another_relay_than_the_links_is_refused() {
+        let mut world = World::new();
+        world.server = "spiffe://fleet.example/server/node-2".parse().unwrap();
+        assert_eq!(world.judge(&grant()), Err(Code::TokenAudience));
+        let mut world = World::new();
+        let other = Grant {
+            relay: "node-2".parse().unwrap(),
+            ..grant()
+        };
+        assert_eq!(world.judge(&other), Err(Code::TokenAudience));
+        assert_eq!(world.judge(&grant()), Ok(grant()));
+    }
+
+    /// Asks a device whose owner locked `ssh`, with a fresh tunnel each time.
+    fn locked(permit: Option<Vec<u8>>, change: impl Fn(&mut World)) -> Result<Grant, Code> {
+        let mut world = World::new();
+        world.policy = locked_policy();
+        change(&mut world);
+        world.judge_with(&grant(), permit)
+    }
+
+    // T12
+    #[test]
+    fn a_grant_by_the_true_key_opens_no_locked_service_without_a_permit() {
+        let good = permit(&grant()).to_bytes();
+        assert_eq!(locked(None, |_| ()), Err(Code::LockRequired));
+        assert_eq!(locked(Some(good.clone()), |_| ()), Ok(grant()));
+        let mut one = Permit::request(permit(&grant()).statement().clone());
+        assert_eq!(locked(Some(one.to_bytes()), |_| ()), Err(Code::LockPermit));
+        assert!(one.sign(&lock_key(2)));
+        assert_eq!(locked(Some(one.to_bytes()), |_| ()), Err(Code::LockPermit));
+        // The control plane's own key is none of the owner's.
+        assert!(one.sign(&World::new().key));
+        assert_eq!(locked(Some(one.to_bytes()), |_| ()), Err(Code::LockPermit));
+        for other in [&b"permit"[..], b"", &[0xd8; 5000], &grant().sign(&lock_key(1))] {
+            assert_eq!(locked(Some(other.to_vec()), |_| ()), Err(Code::LockPermit));
+        }
+        let elsewhere = Grant {
+            device: "valve".parse().unwrap(),
+            ..grant()
+        };
+        let elsewhere = permit(&elsewhere).to_bytes();
+        assert_eq!(locked(Some(elsewhere), |_| ()), Err(Code::LockScope));
+    }
+
+    // T12, AGT-10
+    #[test]
+    fn a_server_that_turns_its_clock_revives_no_permit() {
+        let good = permit(&grant());
+        let until = good.window().until;
+        let good = || Some(good.to_bytes());
+        let second = Duration::from_secs(1);
+        assert_eq!(locked(good(), |world| world.now = until), Err(Code::LockTime));
+        assert_eq!(
+            locked(good(), |world| world.own_time = until),
+            Err(Code::LockTime),
+            "whatever the server says the time is"
+        );
+        assert!(locked(good(), |world| world.own_time = until.before(second)).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_locked_needs_no_permit_and_heeds_none() {
+        let mut world = World::new();
+        world.policy.lock = locked_policy().lock;
+        assert_eq!(world.judge_with(&grant(), Some(vec![0; 9000])), Ok(grant()));
     }
 
     // AGT-04

@@ -30,11 +30,11 @@ use tunnel_proto::blackbox::BlackBox;
 use tunnel_proto::carrier::Carrier;
 use tunnel_proto::code::Code;
 use tunnel_proto::cose::VerifyingKey;
-use tunnel_proto::grant::{Grant, LinkNonce};
+use tunnel_proto::grant::LinkNonce;
 use tunnel_proto::handover::Message;
 use tunnel_proto::message::{Attached, FromAgent, FromServer, Report, TunnelEnded};
 use tunnel_proto::names::{FactName, FactValue};
-use tunnel_proto::{TunnelId, UnixTime};
+use tunnel_proto::{Identity, TunnelId, UnixTime};
 
 use crate::acceptance::{Acceptance, ServerTime};
 use crate::access::{Switch, Watch};
@@ -46,6 +46,7 @@ use crate::host_keys;
 use crate::link::Event;
 use crate::operator::Operator;
 use crate::outgoing::Outgoing;
+use crate::policy::Right;
 use crate::replay::ReplayMemory;
 use crate::session::Settings;
 use crate::sessions::Sessions;
@@ -108,6 +109,8 @@ pub struct Agent {
 struct Linked {
     outbox: mpsc::Sender<FromAgent>,
     nonce: LinkNonce,
+    /// Who the handshake proved to be at the other end.
+    server: Identity,
     carrier: Carrier,
     since: Instant,
     /// The server's key for grants; `None` until it has welcomed the agent.
@@ -117,7 +120,7 @@ struct Linked {
 /// A tunnel that was accepted and is not over.
 #[derive(Debug)]
 struct Live {
-    grant: Grant,
+    right: Right,
     attach: Option<oneshot::Sender<Attached>>,
     end: Option<oneshot::Sender<Code>>,
     operator: Operator,
@@ -285,8 +288,9 @@ impl Agent {
             Event::Connected {
                 carrier,
                 server_ip,
+                connection,
                 opening,
-            } => self.handle_connected(carrier, server_ip, opening),
+            } => self.handle_connected(carrier, server_ip, &connection, opening),
             Event::Message(message) => self.handle_message(message),
             Event::Moved(carrier) => self.handle_moved(carrier),
             Event::Proven { clock, rtt } => {
@@ -388,7 +392,7 @@ impl Agent {
             access,
         }));
         if access {
-            self.end_tunnels(Code::LocalPolicy, |live| policy.admits_all(&live.grant).is_err());
+            self.end_tunnels(Code::LocalPolicy, |live| policy.admits_all(&live.right).is_err());
         } else {
             self.end_tunnels(Code::AccessOff, |_| true);
         }

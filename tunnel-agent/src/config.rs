@@ -130,6 +130,7 @@ impl Config {
                 operators: crate::policy::Operators::Any,
                 max_sessions: defaults::MAX_SESSIONS,
                 max_tunnels: defaults::MAX_TUNNELS,
+                lock: None,
             },
             facts: BTreeMap::new(),
             host_key_files: None,
@@ -303,6 +304,35 @@ host_key_files = [7]
             "{}",
             errors[8]
         );
+    }
+
+    #[test]
+    fn a_locked_service_has_a_lock() {
+        let lock = crate::testing::locked_policy().lock.unwrap();
+        let text = |lock: &str, locked: &str| {
+            format!("{lock}\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\n{locked}")
+        };
+        let with = format!("lock = \"{}\"", lock.to_text());
+        let config = Config::parse(&text(&with, "locked = true")).unwrap();
+        assert_eq!(config.policy.lock.as_ref(), Some(&lock));
+        assert!(config.policy.services[&"ssh".parse().unwrap()].locked);
+        let printed = print(&config, Path::new("agent.toml"));
+        assert_eq!(Config::parse(&printed).unwrap().policy, config.policy);
+        let open = Config::parse(&text(&with, "locked = false")).unwrap();
+        assert!(!open.policy.services[&"ssh".parse().unwrap()].locked);
+        let cut_off = &with[..with.len() - 2];
+        for (lock, locked, line, problem) in [
+            ("", "locked = true", 4, "no `lock`"),
+            (&*format!("{cut_off}\""), "", 1, "damaged"),
+            ("lock = \"tnlkey1_x\"", "", 1, "`tnllock1_`"),
+            ("lock = true", "", 1, "`tunnel lock init`"),
+            (&with, "locked = \"yes\"", 4, "`true` or `false`"),
+        ] {
+            let errors = Config::parse(&text(lock, locked)).unwrap_err().0;
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert_eq!(errors[0].line, line, "{errors:?}");
+            assert!(errors[0].problem.contains(problem), "{errors:?}");
+        }
     }
 
     #[test]

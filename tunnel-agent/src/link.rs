@@ -47,6 +47,7 @@ pub(crate) enum Event {
     Connected {
         carrier: Carrier,
         server_ip: Option<IpAddr>,
+        connection: quinn::Connection,
         opening: oneshot::Sender<Opening>,
     },
     /// The server said something.
@@ -118,6 +119,7 @@ async fn serve(link: Link, learnt: Option<Duration>, events: &mpsc::Sender<Event
     let connected = Event::Connected {
         carrier: *link.carrier.borrow(),
         server_ip: link.server_ip,
+        connection: link.connection.clone(),
         opening,
     };
     let _ = events.send(connected).await;

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tunnel_proto::grant::Grant;
-use tunnel_proto::{Code, OperatorName, ServiceName};
+use tunnel_proto::lock::{Lock, Permit};
+use tunnel_proto::{Code, OperatorName, ServiceName, UnixTime};
 
 use crate::target::Target;
 
@@ -21,6 +22,8 @@ pub struct LocalPolicy {
     pub max_sessions: u32,
     /// Tunnels at once.
     pub max_tunnels: u32,
+    /// Whose signatures locked services need, and another root.
+    pub lock: Option<Lock>,
 }
 
 /// One service.
@@ -32,6 +35,25 @@ pub struct Service {
     pub operators: Operators,
     /// Sessions at once, of all tunnels together.
     pub max_sessions: u32,
+    /// Whether a grant alone is not enough: the owner's offline keys have to have signed too.
+    pub locked: bool,
+}
+
+/// By what an operator is here: what the control plane granted, and what the owner's keys signed, if that is needed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Right {
+    /// The grant.
+    pub grant: Grant,
+    /// The permit, if the grant names locked services.
+    pub permit: Option<Permit>,
+}
+
+impl Right {
+    /// Returns when it ends: with the grant, or earlier with the permit.
+    pub fn expires_at(&self) -> UnixTime {
+        let permit = self.permit.as_ref().map(|permit| permit.window().until);
+        permit.map_or(self.grant.expires_at, |until| until.min(self.grant.expires_at))
+    }
 }
 
 /// A list of operators.
@@ -68,45 +90,75 @@ impl LocalPolicy {
         }
     }
 
+    /// Says whether a grant names a service that the owner locked.
+    pub fn locks(&self, grant: &Grant) -> bool {
+        grant.services.iter().any(|service| self.is_locked(service))
+    }
+
     /// Says whether everything that a grant names may happen here. Asked when a tunnel is offered, and again for each
     /// live tunnel when the owner has changed the policy.
     ///
     /// # Errors
-    /// Returns the code of the first service that may not be used.
-    pub fn admits_all(&self, grant: &Grant) -> Result<(), Code> {
-        grant
-            .services
-            .iter()
-            .try_for_each(|service| self.admits(&grant.operator, service).map(drop))
+    /// Returns the code of the first service that may not be used, or of what the permit lacks.
+    pub fn admits_all(&self, right: &Right) -> Result<(), Code> {
+        let services = &right.grant.services;
+        for service in services {
+            self.admits(&right.grant.operator, service)?;
+        }
+        let locked: Vec<_> = services.iter().filter(|name| self.is_locked(name)).collect();
+        self.opens(right, &locked)
     }
 
     /// Decides about one session from the text that the operator sent.
     ///
     /// # Errors
     /// Returns [`Code::ServiceUnknown`] for what is no name or is not declared, [`Code::TokenScope`] for what the grant
-    /// does not cover, and [`Code::LocalPolicy`].
-    pub fn session(&self, grant: &Grant, asked: &str) -> Result<(ServiceName, &Service), Code> {
+    /// does not cover, [`Code::LocalPolicy`], and for a locked service the code of what the permit lacks.
+    pub fn session(&self, right: &Right, asked: &str) -> Result<(ServiceName, &Service), Code> {
         let name: ServiceName = asked.parse().map_err(|_| Code::ServiceUnknown)?;
-        let service = self.admits(&grant.operator, &name);
+        let service = self.admits(&right.grant.operator, &name);
         if service == Err(Code::ServiceUnknown) {
             return Err(Code::ServiceUnknown);
         }
-        if !grant.services.contains(&name) {
+        if !right.grant.services.contains(&name) {
             return Err(Code::TokenScope);
         }
-        Ok((name, service?))
+        let service = service?;
+        if service.locked {
+            self.opens(right, &[&name])?;
+        }
+        Ok((name, service))
+    }
+
+    fn is_locked(&self, service: &ServiceName) -> bool {
+        self.services.get(service).is_some_and(|service| service.locked)
+    }
+
+    /// Says whether the permit opens locked services. Its time is for who accepts the tunnel, which does not outlive it.
+    fn opens(&self, right: &Right, locked: &[&ServiceName]) -> Result<(), Code> {
+        if locked.is_empty() {
+            return Ok(());
+        }
+        let (Some(lock), Some(permit)) = (&self.lock, &right.permit) else {
+            return Err(Code::LockRequired);
+        };
+        lock.opens(permit, &right.grant, locked)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{grant, policy};
+    use crate::testing::{grant, lock_key, locked_policy, permit, policy};
+
+    fn right(grant: Grant) -> Right {
+        Right { grant, permit: None }
+    }
 
     #[test]
     fn a_declared_and_granted_service_is_admitted() {
         let policy = policy();
-        let (name, service) = policy.session(&grant(), "ssh").unwrap();
+        let (name, service) = policy.session(&right(grant()), "ssh").unwrap();
         assert_eq!(name.as_str(), "ssh");
         assert_eq!(service.target, "tcp:127.0.0.1:22".parse().unwrap());
     }
@@ -133,7 +185,7 @@ mod tests {
             "ssh\0",
         ] {
             assert_eq!(
-                policy.session(&grant(), asked).unwrap_err(),
+                policy.session(&right(grant()), asked).unwrap_err(),
                 Code::ServiceUnknown,
                 "{asked:?}"
             );
@@ -142,29 +194,72 @@ mod tests {
 
     #[test]
     fn a_declared_service_needs_the_grant_too() {
-        assert_eq!(policy().session(&grant(), "web").unwrap_err(), Code::TokenScope);
+        assert_eq!(
+            policy().session(&right(grant()), "web").unwrap_err(),
+            Code::TokenScope
+        );
     }
 
     // AGT-04
     #[test]
     fn a_grant_never_widens_the_local_policy() {
-        let mut grant = grant();
-        grant.services.push("web".parse().unwrap());
+        let mut right = right(grant());
+        right.grant.services.push("web".parse().unwrap());
         assert_eq!(
-            policy().admits_all(&grant),
+            policy().admits_all(&right),
             Err(Code::LocalPolicy),
             "`web` is for bob alone"
         );
-        assert_eq!(policy().session(&grant, "web").unwrap_err(), Code::LocalPolicy);
-        grant.services.push("shell".parse().unwrap());
+        assert_eq!(policy().session(&right, "web").unwrap_err(), Code::LocalPolicy);
+        right.grant.services.push("shell".parse().unwrap());
         assert_eq!(
-            policy().session(&grant, "shell").unwrap_err(),
+            policy().session(&right, "shell").unwrap_err(),
             Code::ServiceUnknown
         );
-        grant.operator = "bob".parse().unwrap();
-        assert_eq!(policy().admits_all(&grant), Err(Code::ServiceUnknown));
-        grant.services.pop();
-        assert_eq!(policy().admits_all(&grant), Ok(()));
+        right.grant.operator = "bob".parse().unwrap();
+        assert_eq!(policy().admits_all(&right), Err(Code::ServiceUnknown));
+        right.grant.services.pop();
+        assert_eq!(policy().admits_all(&right), Ok(()));
+    }
+
+    // AGT-04, T12
+    #[test]
+    fn a_locked_service_wants_the_owners_keys_too() {
+        let (policy, permit) = (locked_policy(), permit(&grant()));
+        let with = |permit| Right {
+            grant: grant(),
+            permit,
+        };
+        assert!(policy.locks(&grant()));
+        for (right, expected) in [
+            (with(None), Err(Code::LockRequired)),
+            (with(Some(permit.clone())), Ok(())),
+        ] {
+            assert_eq!(policy.admits_all(&right), expected);
+            assert_eq!(policy.session(&right, "ssh").map(drop), expected);
+        }
+        let mut other = with(Some(permit));
+        other.grant.operator = "eve".parse().unwrap();
+        assert_eq!(policy.session(&other, "ssh").unwrap_err(), Code::LockScope);
+    }
+
+    #[test]
+    fn a_live_tunnel_is_weighed_by_the_lock_of_the_day() {
+        let mut policy = locked_policy();
+        let right = Right {
+            permit: Some(permit(&grant())),
+            grant: grant(),
+        };
+        assert_eq!(policy.admits_all(&right), Ok(()));
+        policy.lock = Some(Lock::new(1, vec![lock_key(9).verifying_key()]).unwrap());
+        assert_eq!(policy.admits_all(&right), Err(Code::LockPermit));
+        assert_eq!(policy.session(&right, "ssh").unwrap_err(), Code::LockPermit);
+        policy.lock = None;
+        assert_eq!(
+            policy.admits_all(&right),
+            Err(Code::LockRequired),
+            "without a lock a locked service is shut"
+        );
     }
 
     #[test]

@@ -8,14 +8,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tunnel_net::stream::{self, MessageError};
 use tunnel_proto::code::Code;
-use tunnel_proto::grant::Grant;
 use tunnel_proto::message::{FromAgent, OpenSession, SessionAnswer, SessionEnded};
 
 use crate::connect::{Reader, Writer, connect};
 use crate::defaults::OPEN_DEADLINE;
 use crate::lifetime::Lifetime;
 use crate::operator::Operator;
-use crate::policy::LocalPolicy;
+use crate::policy::{LocalPolicy, Right};
 use crate::sessions::{Permit, Sessions};
 use crate::target::Target;
 
@@ -34,7 +33,7 @@ pub struct Settings {
 /// What all sessions of one tunnel share.
 #[derive(Debug)]
 pub(crate) struct Context {
-    pub(crate) grant: Grant,
+    pub(crate) right: Right,
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
     pub(crate) sessions: Sessions,
     pub(crate) life: Mutex<Lifetime>,
@@ -68,7 +67,7 @@ impl Context {
         if !settings.access {
             return Err(Code::AccessOff);
         }
-        let (name, service) = settings.policy.session(&self.grant, asked)?;
+        let (name, service) = settings.policy.session(&self.right, asked)?;
         let permit = self
             .sessions
             .admit(&name, &settings.policy, &self.operator, Instant::now())?;
@@ -99,7 +98,7 @@ pub(crate) async fn run(context: Arc<Context>, send: SendStream, recv: RecvStrea
     }
     if let Some(record) = record {
         let ended = SessionEnded {
-            tunnel: context.grant.tunnel,
+            tunnel: context.right.grant.tunnel,
             service: record.service,
             refused: record.refused,
             millis: u64::try_from(record.started.elapsed().as_millis()).unwrap_or(u64::MAX),

@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use tunnel_certs::{Authority, CertificateRequest, KeyPair, Peer, Trust};
 use tunnel_net::clock::{Clock as _, SystemClock};
+use tunnel_proto::cose::SigningKey;
 use tunnel_proto::grant::{Grant, Limits};
-use tunnel_proto::keys::KeyHash;
+use tunnel_proto::keys::{KeyHash, Secret};
+use tunnel_proto::lock::{Access, Lock, Permit, Statement, Window};
 use tunnel_proto::{Identity, TunnelId, UnixTime};
 
 use crate::defaults;
@@ -46,18 +48,56 @@ pub(crate) fn policy() -> LocalPolicy {
         target: "tcp:127.0.0.1:22".parse().unwrap(),
         operators: Operators::Any,
         max_sessions: 16,
+        locked: false,
     };
     let web = Service {
         target: "unix:/run/web.sock".parse().unwrap(),
         operators: Operators::Only(["bob".parse().unwrap()].into()),
         max_sessions: 16,
+        locked: false,
     };
     LocalPolicy {
         services: [("ssh".parse().unwrap(), ssh), ("web".parse().unwrap(), web)].into(),
         operators: Operators::Any,
         max_sessions: defaults::MAX_SESSIONS,
         max_tunnels: 2,
+        lock: None,
     }
+}
+
+/// A key of the owner.
+pub(crate) fn lock_key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&Secret::new([seed; 32])).unwrap()
+}
+
+/// The same policy where `ssh` is locked by two of the owner's keys 1 to 3.
+pub(crate) fn locked_policy() -> LocalPolicy {
+    let mut policy = policy();
+    let keys = (1..=3).map(|seed| lock_key(seed).verifying_key()).collect();
+    policy.lock = Some(Lock::new(2, keys).unwrap());
+    for (name, service) in &mut policy.services {
+        service.locked = name.as_str() == "ssh";
+    }
+    policy
+}
+
+/// A permit for what a grant names, half as long as the grant, signed by keys 1 and 3.
+pub(crate) fn permit(grant: &Grant) -> Permit {
+    let access = Access {
+        trust_domain: grant.trust_domain.clone(),
+        operator: grant.operator.clone(),
+        holder_key: grant.holder_key,
+        device: grant.device.clone(),
+        services: grant.services.clone(),
+        window: Window {
+            from: grant.issued_at,
+            until: grant.issued_at.after(Duration::from_secs(1800)),
+        },
+        nonce: [4; 16],
+    };
+    let mut permit = Permit::request(Statement::Access(access));
+    assert!(permit.sign(&lock_key(1)) && permit.sign(&lock_key(3)));
+    permit
 }
 
 /// A fleet with its authority.

@@ -18,13 +18,13 @@ use tunnel_net::{ServerAddr, quic};
 use tunnel_proto::bind::Role;
 use tunnel_proto::code::Code;
 use tunnel_proto::defaults::BIND_DEADLINE;
-use tunnel_proto::grant::Grant;
 use tunnel_proto::keys::LegKey;
 use tunnel_proto::message::{Attached, FromAgent, TunnelEnded};
 
 use crate::defaults::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 use crate::lifetime::Lifetime;
 use crate::operator::Operator;
+use crate::policy::Right;
 use crate::session::{self, Context, Settings};
 use crate::sessions::Sessions;
 
@@ -57,7 +57,7 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     /// Makes a tunnel that lives for `left`.
     pub(crate) fn new(
-        grant: Grant,
+        right: Right,
         left: Duration,
         route: Route,
         settings: watch::Receiver<Arc<Settings>>,
@@ -65,10 +65,10 @@ impl Tunnel {
         reports: mpsc::Sender<FromAgent>,
         operator: Operator,
     ) -> Self {
-        let life = Mutex::new(Lifetime::new(Instant::now(), left, grant.limits));
+        let life = Mutex::new(Lifetime::new(Instant::now(), left, right.grant.limits));
         let cut = CancellationToken::new();
         let context = Arc::new(Context {
-            grant,
+            right,
             settings,
             sessions,
             life,
@@ -181,7 +181,7 @@ impl Tunnel {
         if tokio::time::timeout(CLOSE_DEADLINE, running).await.is_err() {
             self.running.abort_all();
         }
-        let (tunnel, sessions) = (self.context.grant.tunnel, self.context.life().total());
+        let (tunnel, sessions) = (self.context.right.grant.tunnel, self.context.life().total());
         tracing::info!(tunnel = tunnel.fmt_short(), %reason, sessions, "tunnel ended");
         let ended = TunnelEnded {
             tunnel,
@@ -210,7 +210,7 @@ impl Tunnel {
     }
 
     fn quic_config(&self, wake: &Wake) -> quinn::ServerConfig {
-        let grant = &self.context.grant;
+        let grant = &self.context.right.grant;
         let tls = tls::tunnel_server(
             &self.route.ends,
             &self.route.credentials,
@@ -231,7 +231,7 @@ impl Tunnel {
     /// Asks the handshake's outcome once more, so that no mistake in TLS settings lets somebody else in (invariant I4).
     fn is_operator(&self, connection: &Connection) -> bool {
         let ends = &self.route.ends;
-        let grant = &self.context.grant;
+        let grant = &self.context.right.grant;
         tls::connection_peer(connection, &ends.trust, ends.clock.now())
             .is_ok_and(|peer| peer.identity == grant.operator_identity() && peer.key == grant.holder_key)
     }

@@ -15,8 +15,10 @@ use tunnel_agent::access::Switch;
 use tunnel_net::{files, stream};
 use tunnel_proto::Code;
 use tunnel_proto::code::Refusal;
+use tunnel_proto::cose::SigningKey;
 use tunnel_proto::grant::{Grant, Limits};
-use tunnel_proto::keys::Secret;
+use tunnel_proto::keys::{KeyHash, Secret};
+use tunnel_proto::lock::{Access, Lock, Permit, Statement, Window};
 use tunnel_proto::message::{Attached, EndTunnel, FromAgent, FromServer, Goodbye, Renewed, Rotate};
 
 /// A local service that a test plays itself.
@@ -110,6 +112,151 @@ async fn what_is_not_declared_or_not_granted_is_refused_by_name() {
     let (refused, _send, _recv) = tunnel.session("ssh").await;
     assert_eq!(refused, None, "the others did it no harm");
     assert_eq!(server.offer(&mut link, &grant).await, Some(Code::TokenReplay));
+}
+
+/// A key of the owner, which no server has.
+fn lock_key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&Secret::new([seed; 32])).unwrap()
+}
+
+/// A lock of which two of three keys are needed.
+fn lock() -> Lock {
+    let keys = (11..=13).map(|seed| lock_key(seed).verifying_key()).collect();
+    Lock::new(2, keys).unwrap()
+}
+
+/// A permit for what a grant names, for an hour and a little before, signed by some keys.
+fn permit(grant: &Grant, keys: &[u8], change: impl FnOnce(&mut Access)) -> Permit {
+    let mut access = Access {
+        trust_domain: grant.trust_domain.clone(),
+        operator: grant.operator.clone(),
+        holder_key: grant.holder_key,
+        device: grant.device.clone(),
+        services: vec!["plc".parse().unwrap()],
+        window: Window {
+            from: grant.issued_at,
+            until: grant.issued_at.after(Duration::from_secs(3600)),
+        },
+        nonce: [1; 16],
+    };
+    change(&mut access);
+    let mut permit = Permit::request(Statement::Access(access));
+    for &seed in keys {
+        assert!(permit.sign(&lock_key(seed)));
+    }
+    permit
+}
+
+// T12, AGT-04: this server has the true grant key, and does as it likes.
+#[tokio::test]
+async fn a_control_plane_that_was_taken_over_opens_nothing_that_is_locked() {
+    let (listener, services) = service().await;
+    let target = listener.local_addr().unwrap();
+    let config = format!(
+        "lock = \"{}\"\n{services}[services.plc]\ntarget = \"tcp:{target}\"\nlocked = true\n",
+        lock().to_text()
+    );
+    let server = Server::start().await;
+    let device = Device::start(&server, &config).await;
+    let mut link = server.link().await;
+    let root = std::fs::read(device.state.root()).unwrap();
+
+    let grant = server.grant(&link, 1, &["plc"]);
+    let nothing = |_: &mut Access| {};
+    let eve = KeyHash::of_spki(b"eve");
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let bad: [(Option<Permit>, Code); 9] = [
+        (None, Code::LockRequired),
+        (Some(permit(&grant, &[], nothing)), Code::LockPermit),
+        (Some(permit(&grant, &[11], nothing)), Code::LockPermit),
+        // The server's own key, and keys of its making.
+        (Some(permit(&grant, &[11, 3, 99], nothing)), Code::LockPermit),
+        (
+            Some(permit(&grant, &[11, 12], |one| {
+                one.device = "valve".parse().unwrap()
+            })),
+            Code::LockScope,
+        ),
+        (
+            Some(permit(&grant, &[11, 12], |one| one.holder_key = eve)),
+            Code::LockScope,
+        ),
+        (
+            Some(permit(&grant, &[11, 12], |one| {
+                one.operator = "eve".parse().unwrap()
+            })),
+            Code::LockScope,
+        ),
+        (
+            Some(permit(&grant, &[11, 12], |one| {
+                one.services = vec!["ssh".parse().unwrap()]
+            })),
+            Code::LockScope,
+        ),
+        (
+            Some(permit(&grant, &[11, 12], |one| {
+                one.window.from = one.window.from.before(hours(2));
+                one.window.until = one.window.until.before(hours(1));
+            })),
+            Code::LockTime,
+        ),
+    ];
+    for (number, (permit, code)) in bad.iter().enumerate() {
+        let grant = server.grant(&link, 100 + number as u8, &["ssh", "plc"]);
+        let answer = server.offer_with(&mut link, &grant, permit.as_ref()).await;
+        assert_eq!(answer, Some(*code), "{number}");
+    }
+    // What is not locked is the server's to give, and leads nowhere else.
+    let open = server.grant(&link, 2, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &open).await;
+    assert_eq!(tunnel.session("plc").await.0, Some(Code::TokenScope));
+    assert_eq!(std::fs::read(device.state.root()).unwrap(), root);
+}
+
+#[tokio::test]
+async fn a_permit_opens_a_locked_service_and_its_end_is_the_tunnels() {
+    let (listener, services) = service().await;
+    let locked = services.replace("services.ssh", "services.plc");
+    let config = format!("lock = \"{}\"\n{locked}locked = true\n", lock().to_text());
+    let server = Server::start().await;
+    let _device = Device::start(&server, &config).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["plc"]);
+    let permit = permit(&grant, &[13, 11], |one| {
+        one.window.until = one.window.from.after(Duration::from_secs(10));
+    });
+    assert_eq!(server.offer_with(&mut link, &grant, Some(&permit)).await, None);
+    server.attach(&mut link, &grant).await;
+    let tunnel = soon("the tunnel", server.connect(&grant, &server.operator))
+        .await
+        .unwrap();
+    let (refused, _send, _recv) = tunnel.session("plc").await;
+    assert_eq!(refused, None);
+    accept(&listener).await;
+    let reason = link.tunnel_ended(&grant).await;
+    assert_eq!(reason, Code::TunnelExpired, "the grant has an hour");
+    assert_eq!(tunnel.closed().await, Code::TunnelExpired);
+    let late = server.grant(&link, 2, &["plc"]);
+    assert_eq!(
+        server.offer_with(&mut link, &late, Some(&permit)).await,
+        Some(Code::LockTime)
+    );
+}
+
+// TOK-02
+#[tokio::test]
+async fn a_grant_of_another_relay_is_refused() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let _device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = Grant {
+        relay: "node-2".parse().unwrap(),
+        ..server.grant(&link, 1, &["ssh"])
+    };
+    assert_eq!(server.offer(&mut link, &grant).await, Some(Code::TokenAudience));
+    let grant = server.grant(&link, 2, &["ssh"]);
+    assert_eq!(server.offer(&mut link, &grant).await, None);
 }
 
 #[tokio::test]

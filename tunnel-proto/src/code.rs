@@ -180,6 +180,15 @@ codes! {
     OperatorDisabled = 81, "E_OPERATOR_DISABLED", "this operator is disabled", "ask the fleet's owner to enable it", Denied;
     /// Somebody with the right to do so cut the tunnel.
     Cut = 82, "E_CUT", "the tunnel was cut", "ask the fleet's owner before you open a new one", Denied;
+
+    /// The owner of the device locked the service, and there is no permit.
+    LockRequired = 90, "E_LOCK_REQUIRED", "the device's owner locked this, and no permit was shown", "make a request with `tunnel lock request`, have the owner sign it, and show it with `--permit`", Denied;
+    /// The permit is damaged, or too few of the lock's keys have signed it.
+    LockPermit = 91, "E_LOCK_PERMIT", "the permit is damaged, or too few keys of the owner have signed it", "`tunnel lock show` tells who has; have the others sign too", Denied;
+    /// The permit is for something else.
+    LockScope = 92, "E_LOCK_SCOPE", "the permit is for another operator, login, device or service", "make a request for this with `tunnel lock request`", Denied;
+    /// The permit's window is over, or has not begun.
+    LockTime = 93, "E_LOCK_TIME", "the permit does not hold at this time", "`tunnel lock show` tells when it holds; else make a new request", Denied;
 }
 
 /// How a program ends. The table stands in `docs/exit-codes.md`.

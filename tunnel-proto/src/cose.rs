@@ -1,7 +1,11 @@
-//! COSE_Sign1 with Ed25519 (RFC 9052 section 4.2), in one fixed layout.
+//! COSE_Sign1 with Ed25519 (RFC 9052 section 4.2), in one fixed layout; beside it COSE_Sign, for what several sign.
 //!
 //! The verifier builds the protected header that it expects and compares bytes. It never reads an algorithm, a key id
 //! or a type from the message, so none of them can be used to mislead it (THREATS TOK-08).
+
+mod signed;
+
+pub use signed::{MAX_SIGNATURES, Signed};
 
 use minicbor::data::{Tag, Type};
 use minicbor::{Decoder, Encoder};
@@ -44,6 +48,10 @@ pub enum Purpose {
     AuditCheckpoint,
     /// A statement of which records of the audit chain were dropped.
     AuditDropped,
+    /// A permit for services that a device's owner has locked.
+    Permit,
+    /// Another root for devices with a lock.
+    NewRoot,
 }
 
 impl Purpose {
@@ -53,6 +61,8 @@ impl Purpose {
             Self::AccessToken => "tunnel-token+cwt",
             Self::AuditCheckpoint => "tunnel-checkpoint+cwt",
             Self::AuditDropped => "tunnel-dropped+cwt",
+            Self::Permit => "tunnel-permit+cwt",
+            Self::NewRoot => "tunnel-root+cwt",
         }
     }
 }
@@ -111,6 +121,14 @@ impl VerifyingKey {
         &self.0
     }
 
+    /// Returns by what messages name the key: the first bytes of its SHA-256.
+    pub fn id(&self) -> [u8; 8] {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.0);
+        let mut id = [0; 8];
+        id.copy_from_slice(&digest.as_ref()[..8]);
+        id
+    }
+
     /// Checks a message of one purpose and returns its payload.
     ///
     /// # Errors
@@ -146,14 +164,13 @@ fn parts(message: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 }
 
 fn protected_header(purpose: Purpose, key: &VerifyingKey) -> Vec<u8> {
-    let kid = ring::digest::digest(&ring::digest::SHA256, &key.0);
     let mut e = Encoder::new(Vec::with_capacity(48));
     encoded(
         e.map(3)
             .and_then(|e| e.u64(HEADER_ALG))
             .and_then(|e| e.i64(ALG_EDDSA)),
     );
-    encoded(e.u64(HEADER_KID).and_then(|e| e.bytes(&kid.as_ref()[..8])));
+    encoded(e.u64(HEADER_KID).and_then(|e| e.bytes(&key.id())));
     encoded(e.u64(HEADER_TYP).and_then(|e| e.str(purpose.typ())));
     e.into_writer()
 }
@@ -202,7 +219,7 @@ mod tests {
             key(2).verifying_key().verify(Purpose::Grant, &message),
             Err(CoseError::Header)
         );
-        for purpose in [Purpose::AccessToken, Purpose::AuditCheckpoint] {
+        for purpose in [Purpose::AccessToken, Purpose::AuditCheckpoint, Purpose::Permit] {
             assert_eq!(
                 key(1).verifying_key().verify(purpose, &message),
                 Err(CoseError::Header)

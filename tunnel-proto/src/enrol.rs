@@ -1,16 +1,14 @@
 //! Enrolment codes: one pasted text that holds everything a newcomer needs, so that there is no trust on first use.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-
 use crate::ids::hex;
 use crate::keys::Secret;
+use crate::word::{self, WordError};
 
 /// What every code starts with; the digit is the version.
 pub const PREFIX: &str = "tnl1_";
 
-/// Longest code that is looked at, in characters.
-const MAX_CHARS: usize = 1024;
+/// Longest code that is looked at, in bytes of its content.
+const MAX_BYTES: usize = 768;
 
 /// Tells why a text is no enrolment code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -48,9 +46,7 @@ impl EnrolCode {
         let mut bytes = Vec::new();
         let written = minicbor::encode(self, &mut bytes);
         debug_assert!(written.is_ok(), "a Vec takes every byte");
-        let sum = ring::digest::digest(&ring::digest::SHA256, &bytes);
-        bytes.extend_from_slice(&sum.as_ref()[..4]);
-        format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
+        word::write(PREFIX, &bytes)
     }
 
     /// Reads a code; white space around it is no harm, and a typing error is found out.
@@ -58,19 +54,11 @@ impl EnrolCode {
     /// # Errors
     /// Tells whether the text is no code at all or a damaged one.
     pub fn from_text(text: &str) -> Result<Self, EnrolCodeError> {
-        let body = text.trim().strip_prefix(PREFIX).ok_or(EnrolCodeError::Prefix)?;
-        if body.len() > MAX_CHARS {
-            return Err(EnrolCodeError::Damaged);
-        }
-        let bytes = URL_SAFE_NO_PAD
-            .decode(body)
-            .map_err(|_| EnrolCodeError::Damaged)?;
-        let (content, sum) = bytes.split_last_chunk::<4>().ok_or(EnrolCodeError::Damaged)?;
-        let expected = ring::digest::digest(&ring::digest::SHA256, content);
-        if expected.as_ref()[..4] != *sum {
-            return Err(EnrolCodeError::Damaged);
-        }
-        minicbor::decode(content).map_err(|_| EnrolCodeError::Damaged)
+        let content = word::read(PREFIX, text, MAX_BYTES).map_err(|error| match error {
+            WordError::Prefix => EnrolCodeError::Prefix,
+            WordError::Damaged => EnrolCodeError::Damaged,
+        })?;
+        minicbor::decode(&content).map_err(|_| EnrolCodeError::Damaged)
     }
 
     /// Returns what the server stores of the secret.

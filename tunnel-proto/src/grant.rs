@@ -183,6 +183,7 @@ pub(crate) struct Claims {
     pub(crate) subject: Option<String>,
     pub(crate) audience: Option<String>,
     pub(crate) expires_at: Option<UnixTime>,
+    pub(crate) not_before: Option<UnixTime>,
     pub(crate) issued_at: Option<UnixTime>,
     pub(crate) id: Option<Vec<u8>>,
     pub(crate) holder_key: Option<KeyHash>,
@@ -195,6 +196,7 @@ pub(crate) struct Claims {
     pub(crate) max_bytes: Option<u64>,
     pub(crate) idle_secs: Option<u32>,
     pub(crate) max_bytes_per_sec: Option<u64>,
+    pub(crate) root: Option<[u8; 32]>,
 }
 
 /// Registered claims (RFC 8392 section 4, RFC 8747 section 3.1).
@@ -203,6 +205,7 @@ mod key {
     pub(super) const SUB: i64 = 2;
     pub(super) const AUD: i64 = 3;
     pub(super) const EXP: i64 = 4;
+    pub(super) const NBF: i64 = 5;
     pub(super) const IAT: i64 = 6;
     pub(super) const CTI: i64 = 7;
     pub(super) const CNF: i64 = 8;
@@ -217,6 +220,7 @@ mod key {
     pub(super) const MAX_BYTES: i64 = -70_007;
     pub(super) const IDLE_SECS: i64 = -70_008;
     pub(super) const MAX_BYTES_PER_SEC: i64 = -70_009;
+    pub(super) const ROOT: i64 = -70_010;
 }
 
 impl Claims {
@@ -237,6 +241,7 @@ impl Claims {
             self.subject.is_some(),
             self.audience.is_some(),
             self.expires_at.is_some(),
+            self.not_before.is_some(),
             self.issued_at.is_some(),
             self.id.is_some(),
             self.holder_key.is_some(),
@@ -249,6 +254,7 @@ impl Claims {
             self.max_bytes.is_some(),
             self.idle_secs.is_some(),
             self.max_bytes_per_sec.is_some(),
+            self.root.is_some(),
         ];
         e.map(present.iter().filter(|&&there| there).count() as u64)?;
         if let Some(issuer) = &self.issuer {
@@ -262,6 +268,9 @@ impl Claims {
         }
         if let Some(time) = self.expires_at {
             e.i64(key::EXP)?.u64(time.as_secs())?;
+        }
+        if let Some(time) = self.not_before {
+            e.i64(key::NBF)?.u64(time.as_secs())?;
         }
         if let Some(time) = self.issued_at {
             e.i64(key::IAT)?.u64(time.as_secs())?;
@@ -305,6 +314,9 @@ impl Claims {
         if let Some(rate) = self.max_bytes_per_sec {
             e.i64(key::MAX_BYTES_PER_SEC)?.u64(rate)?;
         }
+        if let Some(root) = &self.root {
+            e.i64(key::ROOT)?.bytes(root)?;
+        }
         Ok(())
     }
 
@@ -318,6 +330,7 @@ impl Claims {
                 key::SUB => once(&mut claims.subject, d.str().ok()?.to_owned())?,
                 key::AUD => once(&mut claims.audience, d.str().ok()?.to_owned())?,
                 key::EXP => once(&mut claims.expires_at, UnixTime::from_secs(d.u64().ok()?))?,
+                key::NBF => once(&mut claims.not_before, UnixTime::from_secs(d.u64().ok()?))?,
                 key::IAT => once(&mut claims.issued_at, UnixTime::from_secs(d.u64().ok()?))?,
                 key::CTI => once(&mut claims.id, d.bytes().ok()?.to_vec())?,
                 key::CNF => {
@@ -351,6 +364,7 @@ impl Claims {
                 key::MAX_BYTES => once(&mut claims.max_bytes, d.u64().ok()?)?,
                 key::IDLE_SECS => once(&mut claims.idle_secs, d.u32().ok()?)?,
                 key::MAX_BYTES_PER_SEC => once(&mut claims.max_bytes_per_sec, d.u64().ok()?)?,
+                key::ROOT => once(&mut claims.root, d.bytes().ok()?.try_into().ok()?)?,
                 _ => d.skip().ok()?,
             }
         }

@@ -25,11 +25,13 @@ pub mod ids;
 pub mod keepalive;
 pub mod keys;
 pub mod leg;
+pub mod lock;
 pub mod message;
 pub mod names;
 pub mod outage;
 pub mod time;
 pub mod token;
+mod word;
 
 #[cfg(feature = "api")]
 pub mod api;

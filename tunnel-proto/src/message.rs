@@ -168,6 +168,9 @@ pub struct Offer {
     /// The tunnel, so that a grant which cannot be read can still be refused by name.
     #[n(2)]
     pub tunnel: TunnelId,
+    /// The signed [`crate::lock::Permit`] that the operator has shown; the server has not read it.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub permit: Option<Vec<u8>>,
 }
 
 /// Answer to [`Offer`].

@@ -55,11 +55,19 @@ impl Agent {
         &mut self,
         carrier: Carrier,
         server_ip: Option<IpAddr>,
+        connection: &quinn::Connection,
         opening: oneshot::Sender<Opening>,
     ) {
         if !self.dialling {
             return;
         }
+        let server = match tls::connection_peer(connection, &self.ends.trust, self.clock.now()) {
+            Ok(peer) => peer.identity,
+            Err(error) => {
+                tracing::error!(%error, "the server proved nothing; no link without");
+                return;
+            }
+        };
         let mut nonce = LinkNonce::default();
         if ring::rand::SystemRandom::new().fill(&mut nonce).is_err() {
             tracing::error!("the system has no random bytes; no link without");
@@ -82,6 +90,7 @@ impl Agent {
         self.linked = opened.is_ok().then_some(Linked {
             outbox,
             nonce,
+            server,
             carrier,
             since,
             grant_key: None,
@@ -117,7 +126,7 @@ impl Agent {
         self.clock.prove(clock);
         self.pass_time(clock);
         // The monotonic clock stands still while a device sleeps; the server's does not.
-        self.end_tunnels(Code::TunnelExpired, |live| live.grant.expires_at <= clock);
+        self.end_tunnels(Code::TunnelExpired, |live| live.right.expires_at() <= clock);
         if worth_saving(self.saved_floor, self.clock.floor()) {
             self.save_clock();
         }

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 use tracing::Instrument as _;
+use tunnel_net::clock::Clock as _;
 use tunnel_proto::TunnelId;
 use tunnel_proto::code::Code;
-use tunnel_proto::grant::Grant;
 use tunnel_proto::handover::Message;
 use tunnel_proto::message::{
     Attach, Attached, EndTunnel, FromAgent, Offer, OfferAnswer, Rotate, TunnelEnded,
@@ -15,6 +15,7 @@ use tunnel_proto::message::{
 use super::{Agent, Live};
 use crate::acceptance::Situation;
 use crate::operator::Operator;
+use crate::policy::Right;
 use crate::tunnel::Tunnel;
 
 impl Agent {
@@ -22,8 +23,8 @@ impl Agent {
     pub(super) fn handle_offer(&mut self, offer: &Offer) {
         let tunnel = offer.tunnel;
         let refused = match self.judge(offer) {
-            Ok(grant) => {
-                self.start(grant);
+            Ok(right) => {
+                self.start(right);
                 None
             }
             Err(code) => {
@@ -42,7 +43,7 @@ impl Agent {
         }
     }
 
-    fn judge(&mut self, offer: &Offer) -> Result<Grant, Code> {
+    fn judge(&mut self, offer: &Offer) -> Result<Right, Code> {
         let (tunnels, ghost) = self.count();
         let linked = self.linked.as_ref().ok_or(Code::Protocol)?;
         let grant_key = linked.grant_key.as_ref().ok_or(Code::Protocol)?;
@@ -51,6 +52,8 @@ impl Agent {
         let situation = Situation {
             grant_key,
             nonce: &linked.nonce,
+            server: &linked.server,
+            own_time: self.clock.now(),
             now: time.now(Instant::now()),
             policy: &settings.policy,
             access: settings.access,
@@ -74,18 +77,20 @@ impl Agent {
         (count, ghost)
     }
 
-    fn start(&mut self, grant: Grant) {
+    fn start(&mut self, right: Right) {
         let now = self
             .server_time
             .map(|time| time.now(Instant::now()))
             .unwrap_or_default();
-        let left = grant.expires_at.since(now);
+        let (expires_at, grant) = (right.expires_at(), &right.grant);
+        let left = expires_at.since(now);
         let id = grant.tunnel;
         tracing::info!(
             tunnel = id.fmt_short(),
             operator = %grant.operator,
             services = ?grant.services,
             left_secs = left.as_secs(),
+            permit = right.permit.is_some(),
             "tunnel accepted"
         );
         let operator = Operator::default();
@@ -93,7 +98,7 @@ impl Agent {
         let (end, ended) = oneshot::channel();
         let (rekey, keys) = watch::channel(None);
         let tunnel = Tunnel::new(
-            grant.clone(),
+            right.clone(),
             left,
             self.route(),
             self.settings.subscribe(),
@@ -109,7 +114,7 @@ impl Agent {
         self.tunnels.insert(
             id,
             Live {
-                grant,
+                right,
                 attach: Some(attach),
                 end: Some(end),
                 operator,

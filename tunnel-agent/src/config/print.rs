@@ -19,6 +19,9 @@ pub fn print(config: &Config, file: &Path) -> String {
     out.line("", "max_sessions", &config.policy.max_sessions.to_string());
     out.line("", "max_tunnels", &config.policy.max_tunnels.to_string());
     out.operators("", &config.policy.operators);
+    if let Some(lock) = &config.policy.lock {
+        out.line("", "lock", &quote(&lock.to_text()));
+    }
     match (&config.proxy_file, &config.proxy) {
         (Some(file), _) => out.line("", "proxy_file", &quote(&file.to_string_lossy())),
         (None, ProxyChoice::Fixed(proxy)) => out.line("", "proxy", &quote(&proxy.to_string())),
@@ -43,6 +46,9 @@ pub fn print(config: &Config, file: &Path) -> String {
         out.line(&prefix, "target", &quote(&service.target.to_string()));
         out.line(&prefix, "max_sessions", &service.max_sessions.to_string());
         out.operators(&prefix, &service.operators);
+        if service.locked {
+            out.line(&prefix, "locked", "true");
+        }
     }
     out.table("ssh");
     match &config.host_key_files {

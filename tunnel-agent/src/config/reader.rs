@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use tunnel_net::ProxyChoice;
 use tunnel_proto::ServiceName;
 use tunnel_proto::defaults::MAX_FACTS;
+use tunnel_proto::lock::Lock;
 use tunnel_proto::names::{FactName, FactValue};
 
 use super::{Config, ConfigError, ConfigErrors, Origin};
@@ -59,6 +60,7 @@ impl Reader<'_> {
             "access",
             "allow_operators",
             "facts",
+            "lock",
             "max_sessions",
             "max_tunnels",
             "proxy",
@@ -73,6 +75,7 @@ impl Reader<'_> {
                 "access" => self.access(value, config),
                 "allow_operators" => self.set(name, value, &mut config.policy.operators, Self::operators),
                 "facts" => self.facts(value, config),
+                "lock" => self.set(name, value, &mut config.policy.lock, Self::lock),
                 "max_sessions" => self.set(name, value, &mut config.policy.max_sessions, Self::count),
                 "max_tunnels" => self.set(name, value, &mut config.policy.max_tunnels, Self::count),
                 "proxy" => self.set(name, value, &mut config.proxy, Self::proxy),
@@ -82,6 +85,21 @@ impl Reader<'_> {
                 "state_dir" => self.set(name, value, &mut config.state_dir, Self::path),
                 _ => self.unknown(key.span(), name, KEYS),
             }
+        }
+        self.locked_without_lock(document, config);
+    }
+
+    /// A service that nobody could open is a mistake.
+    fn locked_without_lock(&mut self, document: &DeTable<'_>, config: &Config) {
+        let locked = config.policy.services.iter().find(|(_, service)| service.locked);
+        if let (Some((name, _)), false) = (locked, document.contains_key("lock")) {
+            let line = match self.origins.get(&format!("services.{name}.locked")) {
+                Some(Origin::Line(line)) => *line,
+                _ => 1,
+            };
+            let problem =
+                format!("`services.{name}` is locked, and there is no `lock` of which keys open it");
+            self.errors.push(ConfigError { line, problem });
         }
     }
 
@@ -167,6 +185,7 @@ impl Reader<'_> {
     fn service(&mut self, name: &ServiceName, at: Range<usize>, value: &Value<'_>) -> Option<Service> {
         let prefix = format!("services.{name}");
         let (mut target, mut operators, mut max_sessions) = (None, Operators::Any, defaults::MAX_SESSIONS);
+        let mut locked = false;
         let table = self.table(&prefix, value)?;
         let before = self.errors.len();
         for (key, value) in table {
@@ -175,7 +194,12 @@ impl Reader<'_> {
                 "target" => self.set(&path, value, &mut target, Self::target),
                 "allow_operators" => self.set(&path, value, &mut operators, Self::operators),
                 "max_sessions" => self.set(&path, value, &mut max_sessions, Self::count),
-                _ => self.unknown(key.span(), &path, &["target", "allow_operators", "max_sessions"]),
+                "locked" => self.set(&path, value, &mut locked, Self::switch),
+                _ => self.unknown(
+                    key.span(),
+                    &path,
+                    &["target", "allow_operators", "max_sessions", "locked"],
+                ),
             }
         }
         if target.is_none() && self.errors.len() == before {
@@ -188,6 +212,7 @@ impl Reader<'_> {
             target: target?,
             operators,
             max_sessions,
+            locked,
         })
     }
 
@@ -224,6 +249,16 @@ impl Reader<'_> {
         number
             .filter(|number| (1..=65_535).contains(number))
             .ok_or_else(|| "must be a number from 1 to 65535".into())
+    }
+
+    fn lock(&mut self, value: &Value<'_>) -> Result<Option<Lock>, String> {
+        let text = value
+            .get_ref()
+            .as_str()
+            .ok_or("must be a text, as `tunnel lock init` wrote it")?;
+        text.parse()
+            .map(Some)
+            .map_err(|error| format!("is no lock: {error}"))
     }
 
     fn path(&mut self, value: &Value<'_>) -> Result<PathBuf, String> {

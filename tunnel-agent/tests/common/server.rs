@@ -24,6 +24,7 @@ use tunnel_proto::carrier::Carrier;
 use tunnel_proto::cose::SigningKey;
 use tunnel_proto::grant::{Grant, Limits};
 use tunnel_proto::keys::{LegKey, Secret};
+use tunnel_proto::lock::Permit;
 use tunnel_proto::message::{
     Attached, FromAgent, FromServer, Hello, Offer, OpenSession, Pong, SessionAnswer, Welcome,
 };
@@ -124,10 +125,21 @@ impl Server {
 
     /// Offers a tunnel and returns the answer.
     pub(crate) async fn offer(&self, link: &mut Link, grant: &Grant) -> Option<Code> {
+        self.offer_with(link, grant, None).await
+    }
+
+    /// Offers a tunnel with a permit and returns the answer.
+    pub(crate) async fn offer_with(
+        &self,
+        link: &mut Link,
+        grant: &Grant,
+        permit: Option<&Permit>,
+    ) -> Option<Code> {
         let offer = Offer {
             grant: grant.sign(&self.signer),
             token: vec![1, 2, 3],
             tunnel: grant.tunnel,
+            permit: permit.map(Permit::to_bytes),
         };
         link.say(FromServer::Offer(offer)).await;
         match link.next().await {

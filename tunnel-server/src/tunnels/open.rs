@@ -359,6 +359,7 @@ impl Control {
             grant: grant.clone(),
             token,
             tunnel: facts.id,
+            permit: None,
         });
         let mut offer = std::pin::pin!(offer);
         let written = self.write_down(&live, revision, &policies, basis);

@@ -63,6 +63,7 @@ async fn next_destination_key(agent: &mut Agent) -> Secret {
         grant: Vec::new(),
         token: rotate.token,
         tunnel: rotate.tunnel,
+        permit: None,
     };
     agent.attach(&offer).await.unwrap().leg_key
 }
