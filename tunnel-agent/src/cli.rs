@@ -66,6 +66,9 @@ enum Command {
         /// Give up the identity that is there already
         #[arg(long)]
         replace: bool,
+        /// A permit of the owner's keys, which a device with a lock needs to change over to another fleet's root
+        #[arg(long, value_name = "FILE")]
+        permit: Option<PathBuf>,
     },
     /// Link to the server and serve tunnels
     Run {
@@ -136,7 +139,12 @@ fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
             "no command was given",
             "run `tunnel-agent --help`",
         )),
-        Some(Command::Enrol { code, id, replace }) => enrol(&cli.global, code, id.as_ref(), *replace),
+        Some(Command::Enrol {
+            code,
+            id,
+            replace,
+            permit,
+        }) => enrol(&cli.global, code, id.as_ref(), *replace, permit.as_deref()),
         Some(Command::Run { check_config }) => run(&cli.global, *check_config),
         Some(Command::Worker) => worker(&cli.global),
         Some(Command::Check { net }) => check(&cli.global, *net),
@@ -145,7 +153,13 @@ fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
     exit.map(|exit| ExitCode::from(exit as u8))
 }
 
-fn enrol(global: &Global, code: &str, id: Option<&DeviceId>, replace: bool) -> Result<Exit, Failure> {
+fn enrol(
+    global: &Global,
+    code: &str,
+    id: Option<&DeviceId>,
+    replace: bool,
+    permit: Option<&Path>,
+) -> Result<Exit, Failure> {
     let from_input;
     let text = if code == "-" {
         from_input = read_input()?;
@@ -161,6 +175,7 @@ fn enrol(global: &Global, code: &str, id: Option<&DeviceId>, replace: bool) -> R
         code: &code,
         id,
         replace,
+        permit: permit.map(enrol::read_permit).transpose()?,
         config: &config,
     };
     let enrolled = runtime()?.block_on(enrol::enrol(&asked, &state))?;

@@ -3,16 +3,21 @@
 //! The key is made here and written down before anything is sent. A run that was interrupted is taken up with the same
 //! key, and the server answers the same code and key with the same certificate (THREATS ENR-06, AGT-14).
 
+mod root;
+
+pub use root::read_permit;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use tunnel_certs::{KeyPair, Trust};
-use tunnel_net::clock::FloorClock;
+use tunnel_net::clock::{Clock as _, FloorClock};
 use tunnel_net::{ServerAddr, files, tls, websocket};
 use tunnel_proto::api::{EnrolAnswer, EnrolRequest, ErrorBody};
 use tunnel_proto::code::{Code, Refusal};
 use tunnel_proto::enrol::EnrolCode;
 use tunnel_proto::ids::hex;
+use tunnel_proto::lock::Permit;
 use tunnel_proto::names::Subject;
 use tunnel_proto::{DeviceId, Identity, UnixTime};
 
@@ -31,6 +36,8 @@ pub struct Enrolment<'a> {
     pub id: Option<&'a DeviceId>,
     /// Whether an identity that is there already is given up.
     pub replace: bool,
+    /// What the owner's keys signed, if the device has a lock and is to believe another root.
+    pub permit: Option<Permit>,
     /// The settings, which say how the server is reached.
     pub config: &'a Config,
 }
@@ -98,8 +105,9 @@ pub async fn enrol(asked: &Enrolment<'_>, state: &StateDir) -> Result<Enrolled, 
             "use `--replace` to give that identity up, or `--state` for another directory",
         ));
     }
-    let key = pending_key(state)?;
     let clock = Arc::new(state.clock());
+    root::unlock(asked, state, clock.now())?;
+    let key = pending_key(state)?;
     let answer = tokio::time::timeout(ENROL_DEADLINE, ask(asked, &server, &key, Arc::clone(&clock)))
         .await
         .unwrap_or_else(|_| Err(Failure::of(Code::Deadline, failed(&server))))?;
@@ -290,9 +298,10 @@ pub(crate) fn http_failure(error: &HttpError, server: &ServerAddr) -> Failure {
 mod tests {
     use tunnel_certs::{Authority, CertificateRequest};
     use tunnel_proto::keys::Secret;
+    use tunnel_proto::lock::{NewRoot, Statement, Window};
 
     use super::*;
-    use crate::testing::Fleet;
+    use crate::testing::{Fleet, lock_key};
 
     fn code(fleet: &Fleet) -> EnrolCode {
         EnrolCode {
@@ -342,6 +351,7 @@ mod tests {
                 code: &code,
                 id: id.as_ref(),
                 replace: false,
+                permit: None,
                 config: &Config::empty(),
             };
             prove(answer, &asked, &self.key, &self.state.clock())
@@ -431,6 +441,7 @@ mod tests {
             code: &code,
             id: None,
             replace: false,
+            permit: None,
             config: &Config::empty(),
         };
         assert_eq!(enrol(&asked, &world.state).await.unwrap_err().code, "E_ENROLLED");
@@ -441,5 +452,45 @@ mod tests {
         let failure = enrol(&asked, &world.state).await.unwrap_err();
         assert_eq!((failure.code, failure.exit as u8), ("E_SERVER_UNREACHABLE", 4));
         assert!(world.state.is_enrolled(), "the old identity is still there");
+    }
+
+    // T12
+    #[tokio::test]
+    async fn a_locked_device_changes_over_to_no_root_that_the_owner_has_not_signed() {
+        let (world, old) = (world(), Fleet::new());
+        files::write_private(&world.state.root(), old.trust.to_pem().as_bytes()).unwrap();
+        files::write_private(&world.state.chain(), b"x").unwrap();
+        let mut config = Config::empty();
+        config.policy.lock = crate::testing::locked_policy().lock;
+        let ask = async |code: &EnrolCode, permit: Option<Permit>| {
+            let asked = Enrolment {
+                code,
+                id: None,
+                replace: true,
+                permit,
+                config: &config,
+            };
+            enrol(&asked, &world.state).await.unwrap_err().code
+        };
+        let permit = |root, seeds: &[u8]| {
+            let window = Window {
+                from: world.state.clock().now(),
+                until: world.state.clock().now().after(ENROL_DEADLINE),
+            };
+            let nonce = [1; 16];
+            let mut permit = Permit::request(Statement::NewRoot(NewRoot { root, window, nonce }));
+            for &seed in seeds {
+                assert!(permit.sign(&lock_key(seed)));
+            }
+            Some(permit)
+        };
+        let (here, new) = (code(&old), code(&world.fleet));
+        let (one, root) = (new.root_fingerprint, here.root_fingerprint);
+        assert_eq!(ask(&new, None).await, "E_LOCK_REQUIRED");
+        assert_eq!(ask(&new, permit(one, &[1])).await, "E_LOCK_PERMIT");
+        assert_eq!(ask(&new, permit(root, &[1, 2])).await, "E_LOCK_SCOPE");
+        // What is let through comes as far as the server, which is not there.
+        assert_eq!(ask(&new, permit(one, &[1, 2])).await, "E_SERVER_UNREACHABLE");
+        assert_eq!(ask(&here, None).await, "E_SERVER_UNREACHABLE");
     }
 }
