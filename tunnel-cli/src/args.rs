@@ -98,6 +98,9 @@ pub enum Command {
     Group(Group),
     /// Read or verify the audit trail
     Audit(Audit),
+    /// Make the keys of a fleet's owner, and sign with them what devices keep locked
+    #[command(subcommand)]
+    Lock(Lock),
     /// Make a one-time code for a device or an operator
     EnrolCode(EnrolCode),
     /// Take the trust in a device or an operator away, at once and for good
@@ -158,6 +161,9 @@ pub struct Ask {
     /// Use only `udp` or only `websocket`, instead of what works best [env: TUNNEL_CARRIER; default: auto]
     #[arg(long, value_name = "CARRIER")]
     pub carrier: Option<Try>,
+    /// Show a permit of the owner's keys, for services that the device keeps locked [env: TUNNEL_PERMIT]
+    #[arg(long, value_name = "FILE")]
+    pub permit: Option<PathBuf>,
 }
 
 /// `tunnel ssh` and `tunnel scp`.
@@ -606,6 +612,95 @@ pub struct Suspend<T: Clone + Send + Sync + std::str::FromStr<Err: std::error::E
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+}
+
+/// `tunnel lock`.
+#[derive(Debug, Subcommand)]
+pub enum Lock {
+    /// Make the owner's keys, and the lock by which devices know them
+    Init(LockInit),
+    /// Write a request: locked services of a device, for this login and a time
+    Request(LockRequest),
+    /// Write a request: devices with the lock may change over to another root
+    RequestRoot(LockRequestRoot),
+    /// Sign a request; enough signatures make it a permit
+    Sign(LockSign),
+    /// Show what a permit states and who has signed it, or which keys a lock has
+    Show(LockShow),
+}
+
+/// `tunnel lock init`.
+#[derive(Debug, Args)]
+pub struct LockInit {
+    /// How many keys there are
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub keys: u8,
+    /// How many of them have to sign
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub threshold: u8,
+    /// The directory for `lock-1.key` and so on, and `fleet.lock`
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
+}
+
+/// When a permit holds.
+#[derive(Debug, Args)]
+pub struct When {
+    /// How long it is to hold, `31d` at most
+    #[arg(long = "for", default_value = "12h", value_name = "TIME")]
+    pub lasts: Span,
+    /// Let it begin so much later
+    #[arg(long, value_name = "TIME")]
+    pub after: Option<Span>,
+}
+
+/// `tunnel lock request`.
+#[derive(Debug, Args)]
+pub struct LockRequest {
+    /// The device
+    pub device: String,
+    /// The services
+    #[arg(required = true, value_name = "SERVICE")]
+    pub services: Vec<ServiceName>,
+    /// When it is to hold.
+    #[command(flatten)]
+    pub when: When,
+    /// The file to write [default: DEVICE.permit]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `tunnel lock request-root`.
+#[derive(Debug, Args)]
+pub struct LockRequestRoot {
+    /// The root certificate to come, in PEM
+    pub root: PathBuf,
+    /// When it is to hold.
+    #[command(flatten)]
+    pub when: When,
+    /// The file to write [default: root.permit]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `tunnel lock sign`.
+#[derive(Debug, Args)]
+pub struct LockSign {
+    /// The request, which the signatures are added to
+    pub file: PathBuf,
+    /// A key of the owner; may be repeated
+    #[arg(long, required = true, value_name = "FILE")]
+    pub key: Vec<PathBuf>,
+}
+
+/// `tunnel lock show`.
+#[derive(Debug, Args)]
+pub struct LockShow {
+    /// A request, a permit, or a lock
+    pub file: PathBuf,
+    /// Say whether it opens this lock
+    #[arg(long, value_name = "FILE")]
+    pub lock: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod cut;
 pub mod devices;
 pub mod doctor;
+pub mod lock;
 pub mod login;
 pub mod members;
 pub mod outages;

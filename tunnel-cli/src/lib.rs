@@ -109,6 +109,7 @@ fn start(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Scp(args) => commands::ssh::scp(&context, args),
         Command::SshConfig(args) => commands::ssh::ssh_config(&context, args),
         Command::Logout => commands::login::logout(&context),
+        Command::Lock(args) => commands::lock::lock(&context, args),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -167,7 +168,9 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Release(args) => commands::suspension::release(context, args).await,
         Command::Disable(args) => commands::suspension::disable(context, args).await,
         Command::Enable(args) => commands::suspension::enable(context, args).await,
-        Command::Ssh(_) | Command::Scp(_) | Command::SshConfig(_) | Command::Logout => Ok(()),
+        Command::Ssh(_) | Command::Scp(_) | Command::SshConfig(_) | Command::Logout | Command::Lock(_) => {
+            Ok(())
+        }
     }
 }
 
@@ -184,6 +187,11 @@ fn with_environment(ask: args::Ask) -> Result<tunnel::Ask, Failure> {
             .carrier
             .map_or_else(|| from_environment("TUNNEL_CARRIER"), |carrier| Ok(Some(carrier)))?
             .unwrap_or_default(),
+        permit: ask
+            .permit
+            .map_or_else(|| from_environment("TUNNEL_PERMIT"), |file| Ok(Some(file)))?
+            .map(|file| commands::lock::permit_to_show(&file))
+            .transpose()?,
     })
 }
 

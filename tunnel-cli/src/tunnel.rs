@@ -6,6 +6,8 @@ pub mod session;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tunnel_net::leg::{Leg, LegConfig};
 use tunnel_net::link::Try;
 use tunnel_net::{quic, tls};
@@ -51,6 +53,8 @@ pub struct Ask {
     pub reason: Option<String>,
     /// Over which carriers.
     pub carriers: Try,
+    /// A permit of the owner's keys, as it travels.
+    pub permit: Option<Vec<u8>>,
 }
 
 /// An open tunnel. Dropping it gives it up; [`Tunnel::close`] also tells the server.
@@ -82,6 +86,11 @@ impl Tunnel {
             services: wish.services.iter().map(ToString::to_string).collect(),
             ttl_secs: wish.ask.ttl.map(|ttl| ttl.0.as_secs()),
             reason: wish.ask.reason.clone(),
+            permit: wish
+                .ask
+                .permit
+                .as_ref()
+                .map(|permit| URL_SAFE_NO_PAD.encode(permit)),
         };
         let answer = api
             .open(&request)

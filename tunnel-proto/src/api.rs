@@ -180,6 +180,9 @@ pub struct OpenTunnel {
     /// Why, for the record and for policies that ask for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// A permit of the owner's keys, base64url, for services that the device keeps locked. The server hands it on unread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permit: Option<String>,
 }
 
 /// Answer to [`OpenTunnel`]: what the CLI needs to attach.

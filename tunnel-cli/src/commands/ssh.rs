@@ -54,6 +54,12 @@ fn run(
     if let Some(reason) = args.ask.reason {
         env.push(("TUNNEL_REASON", reason));
     }
+    if let Some(permit) = args.ask.permit {
+        // Read here too, so that what is wrong with it is not told in the words of a broken pipe.
+        super::lock::permit_to_show(&permit)?;
+        let permit = std::path::absolute(&permit).unwrap_or(permit);
+        env.push(("TUNNEL_PERMIT", permit.display().to_string()));
+    }
     if let Some(carrier) = args.ask.carrier.and_then(Try::only) {
         env.push(("TUNNEL_CARRIER", carrier.to_string()));
     }

@@ -26,6 +26,7 @@ const COMMANDS: &[&str] = &[
     "facts",
     "group",
     "audit",
+    "lock",
     "enrol-code",
     "revoke",
     "quarantine",
@@ -58,6 +59,11 @@ fn help_is_as_it_was() {
         vec!["audit", "export"],
         vec!["audit", "head"],
         vec!["audit", "verify"],
+        vec!["lock", "init"],
+        vec!["lock", "request"],
+        vec!["lock", "request-root"],
+        vec!["lock", "sign"],
+        vec!["lock", "show"],
     ]);
     for page in pages {
         let run = place.run(&[page.as_slice(), &["--help"]].concat());

@@ -11,13 +11,13 @@ use tunnel_proto::{Identity, UnixTime};
 use crate::place::Place;
 
 /// A fleet that logs operators in.
-struct Fleet {
+pub(crate) struct Fleet {
     authority: Authority,
-    root: String,
+    pub(crate) root: String,
 }
 
 impl Fleet {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let domain = "fleet.test".parse().unwrap();
         let made = Authority::create(&domain, SystemClock.now(), &SystemRandom::new()).unwrap();
         let authority = Authority::load(&made.issuing_pem, &made.issuing_key_pem, &made.root_pem).unwrap();
@@ -28,7 +28,13 @@ impl Fleet {
     }
 
     /// Writes a login as the program does; nobody listens at its server.
-    fn log_in(&self, place: &Place, identity: &str, from: UnixTime, lifetime: Duration) -> KeyPair {
+    pub(crate) fn log_in(
+        &self,
+        place: &Place,
+        identity: &str,
+        from: UnixTime,
+        lifetime: Duration,
+    ) -> KeyPair {
         let identity: Identity = identity.parse().unwrap();
         let key = KeyPair::generate().unwrap();
         let request = CertificateRequest::from_pem(&tunnel_certs::request(&key).unwrap()).unwrap();
@@ -54,8 +60,8 @@ fn write(place: &Place, name: &str, text: &str) {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-const ANA: &str = "spiffe://fleet.test/operator/ana";
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const ANA: &str = "spiffe://fleet.test/operator/ana";
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[track_caller]
 fn refused(place: &Place, code: &str, exit: i32) {

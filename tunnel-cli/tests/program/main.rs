@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod from_outside;
+mod lock;
 mod login;
 mod openssh;
 mod place;

@@ -19,7 +19,7 @@ use super::table::{Facts, Live, Phase};
 use crate::api::caller::Caller;
 use crate::audit::{Event, MAX_TEXT, bounded};
 use crate::control::decide::{Asker, InForce};
-use crate::control::{Control, to_base64};
+use crate::control::{Control, from_base64, to_base64};
 use crate::links::Link;
 use crate::relay::CircuitSpec;
 use crate::store::{Basis, Denied, DeviceRecord, NewTunnel, NotOpened};
@@ -34,6 +34,8 @@ struct Wish {
     services: Vec<ServiceName>,
     lifetime: Duration,
     reason: Option<String>,
+    /// What the owner's keys signed, for the device alone: nothing is decided by it here.
+    permit: Option<Vec<u8>>,
 }
 
 /// Why an attempt came to nothing.
@@ -133,11 +135,16 @@ impl Wish {
                 format!("`reason` may have {MAX_TEXT} bytes at most"),
             ));
         }
+        let permit = request.permit.map(|permit| from_base64(&permit));
+        if permit == Some(None) {
+            return Err(Refusal::new(Code::BadRequest, "`permit` is none"));
+        }
         Ok(Self {
             device,
             services: services.into_iter().collect(),
             lifetime,
             reason: request.reason,
+            permit: permit.flatten(),
         })
     }
 
@@ -200,7 +207,7 @@ impl Control {
         match decided {
             Ok(mut permitted) => {
                 permitted.basis.operator_changes = operator_changes;
-                self.establish(caller, permitted).await
+                self.establish(caller, permitted, wish.permit.clone()).await
             }
             Err(denial) => {
                 self.note_denial(caller, wish, &denial).await?;
@@ -343,6 +350,7 @@ impl Control {
         self: &Arc<Self>,
         caller: &Caller,
         permitted: Permitted,
+        permit: Option<Vec<u8>>,
     ) -> Result<OpenedTunnel, Failed> {
         let Permitted {
             live,
@@ -359,7 +367,7 @@ impl Control {
             grant: grant.clone(),
             token,
             tunnel: facts.id,
-            permit: None,
+            permit,
         });
         let mut offer = std::pin::pin!(offer);
         let written = self.write_down(&live, revision, &policies, basis);
@@ -547,6 +555,7 @@ mod tests {
             services: vec!["ssh".into()],
             ttl_secs: None,
             reason: None,
+            permit: None,
         }
     }
 
@@ -606,6 +615,15 @@ mod tests {
             }),
             Err(Code::BadRequest)
         );
+        for permit in ["?", &"A".repeat(1 << 20)] {
+            assert_eq!(
+                code(OpenTunnel {
+                    permit: Some(permit.into()),
+                    ..request()
+                }),
+                Err(Code::BadRequest)
+            );
+        }
         assert_eq!(
             code(OpenTunnel {
                 device: "-oProxyCommand=x".into(),

@@ -209,6 +209,7 @@ async fn a_request_that_is_refused_makes_no_room() {
         services: vec!["ssh".into()],
         ttl_secs: None,
         reason: None,
+        permit: None,
     };
     let refused = control.open_tunnel(&caller(control, "mallory"), request).await;
     assert_eq!(refused.unwrap_err().code, Code::NotFound);
