@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use cedar_policy::{
     ActionConstraint, AuthorizationError, Authorizer, Effect, Entities, Policy, PolicyId, PolicySet,
-    ResourceConstraint, Response,
+    ResourceConstraint,
 };
 use tunnel_proto::ServiceName;
 
 use crate::check::{self, PolicyErrors, SCHEMAS};
 use crate::entities;
+use crate::index::{Answer, Index};
 use crate::limits::{self, Annotations, Limits};
 use crate::question::{Action, Device, Question, Request};
 
@@ -27,15 +28,15 @@ pub struct Engine {
 /// them away.
 #[derive(Default)]
 struct Rules {
-    firm: PolicySet,
-    unless_approved: PolicySet,
+    firm: Index,
+    unless_approved: Index,
 }
 
 /// The policies that say which devices belong to a reported group.
 #[derive(Default)]
 struct Groups {
     names: Vec<String>,
-    policies: PolicySet,
+    policies: Index,
 }
 
 /// What is looked up about a policy after it has decided.
@@ -111,16 +112,22 @@ impl Engine {
     /// # Errors
     /// Returns everything that is wrong with the text, each with its line.
     pub fn new(text: &str) -> Result<Self, PolicyErrors> {
-        check::parse(text).map(Self::of)
+        check::parse(text).map(|all| Self::of(all, Index::add))
+    }
+
+    /// As [`Engine::new`], but each decision weighs all policies of its action.
+    #[cfg(test)]
+    pub(crate) fn unsorted(text: &str) -> Result<Self, PolicyErrors> {
+        check::parse(text).map(|all| Self::of(all, Index::add_unsorted))
     }
 
     /// Returns an engine that denies everything, for when there is no policy that can be used.
     pub fn deny_all() -> Self {
-        Self::of(PolicySet::new())
+        Self::of(PolicySet::new(), Index::add)
     }
 
     /// Sorts a checked policy set by what each policy can concern.
-    fn of(all: PolicySet) -> Self {
+    fn of(all: PolicySet, add: fn(&mut Index, &Policy)) -> Self {
         let mut engine = Self {
             rules: Action::NAMES
                 .iter()
@@ -132,14 +139,14 @@ impl Engine {
             authorizer: Authorizer::new(),
         };
         for policy in all.policies() {
-            engine.sort(policy);
+            engine.sort(policy, add);
         }
         engine.groups.names.sort_unstable();
         engine.groups.names.dedup();
         engine
     }
 
-    fn sort(&mut self, policy: &Policy) {
+    fn sort(&mut self, policy: &Policy, add: fn(&mut Index, &Policy)) {
         // What the check has let pass can be read, and no name is there twice.
         let annotations = limits::read(policy).unwrap_or_default();
         let note = Note {
@@ -151,18 +158,18 @@ impl Engine {
             if let ResourceConstraint::Eq(group) = policy.resource_constraint() {
                 self.groups.names.push(group.id().unescaped().to_owned());
             }
-            let _ = self.groups.policies.add(policy.clone());
+            add(&mut self.groups.policies, policy);
             return;
         }
         let soft = annotations.approval && policy.effect() == Effect::Forbid;
         for (action, rules) in &mut self.rules {
             if concerns(policy, action) {
-                let set = if soft {
+                let index = if soft {
                     &mut rules.unless_approved
                 } else {
                     &mut rules.firm
                 };
-                let _ = set.add(policy.clone());
+                add(index, policy);
             }
         }
     }
@@ -279,31 +286,28 @@ impl Engine {
         asked: &cedar_policy::Request,
     ) -> Decision {
         let approved = matches!(&request.action, Action::Connect { terms, .. } if terms.approval.is_some());
-        let answer = self.authorizer.is_authorized(asked, &rules.firm, entities);
-        if answer.decision() == cedar_policy::Decision::Deny {
-            return Decision::deny(self.reasons(&answer), errors(&answer));
+        let answer = rules.firm.weigh(&self.authorizer, asked, entities);
+        if !answer.is_permitted() {
+            return Decision::deny(self.names(&answer.forbids), errors(&answer));
         }
         if let Some(failed) = self.failed(&answer) {
             return failed;
         }
         if !approved {
-            let soft = self
-                .authorizer
-                .is_authorized(asked, &rules.unless_approved, entities);
+            let soft = rules.unless_approved.weigh(&self.authorizer, asked, entities);
             if let Some(failed) = self.failed(&soft) {
                 return failed;
             }
-            let reasons = self.reasons(&soft);
-            if !reasons.is_empty() {
+            if !soft.forbids.is_empty() {
                 return Decision {
                     outcome: Outcome::NeedsApproval,
-                    ..Decision::deny(reasons, Vec::new())
+                    ..Decision::deny(self.names(&soft.forbids), Vec::new())
                 };
             }
         }
         let notes: Vec<&Note> = answer
-            .diagnostics()
-            .reason()
+            .permits
+            .iter()
             .filter_map(|id| self.notes.get(id))
             .collect();
         let counting: Vec<&&Note> = notes
@@ -313,7 +317,7 @@ impl Engine {
         if counting.is_empty() {
             return Decision {
                 outcome: Outcome::NeedsApproval,
-                ..Decision::deny(self.reasons(&answer), Vec::new())
+                ..Decision::deny(self.names(&answer.permits), Vec::new())
             };
         }
         let mut policies: Vec<String> = counting.iter().map(|note| note.name.clone()).collect();
@@ -348,15 +352,14 @@ impl Engine {
         clock: Option<tunnel_proto::UnixTime>,
     ) -> Result<Vec<String>, String> {
         let mut groups = Vec::new();
+        let entities = entities::of_device(device, clock, &SCHEMAS.groups)?;
         for group in &self.groups.names {
-            let (entities, asked) = entities::belongs(device, group, clock, &SCHEMAS.groups)?;
-            let answer = self
-                .authorizer
-                .is_authorized(&asked, &self.groups.policies, &entities);
+            let asked = entities::belongs(device, group)?;
+            let answer = self.groups.policies.weigh(&self.authorizer, &asked, &entities);
             if let Some(error) = errors(&answer).pop() {
                 return Err(error);
             }
-            if answer.decision() == cedar_policy::Decision::Allow {
+            if answer.is_permitted() {
                 groups.push(group.clone());
             }
         }
@@ -364,18 +367,18 @@ impl Engine {
     }
 
     /// Returns the denial of an answer in whose making a policy failed.
-    fn failed(&self, answer: &Response) -> Option<Decision> {
+    fn failed(&self, answer: &Answer) -> Option<Decision> {
         let mut failed: Vec<String> = answer
-            .diagnostics()
-            .errors()
+            .failed
+            .iter()
             .map(|AuthorizationError::PolicyEvaluationError(failed)| self.name(failed.policy_id()))
             .collect();
         failed.sort_unstable();
         (!failed.is_empty()).then(|| Decision::deny(failed, errors(answer)))
     }
 
-    fn reasons(&self, answer: &Response) -> Vec<String> {
-        let mut names: Vec<String> = answer.diagnostics().reason().map(|id| self.name(id)).collect();
+    fn names(&self, ids: &[PolicyId]) -> Vec<String> {
+        let mut names: Vec<String> = ids.iter().map(|id| self.name(id)).collect();
         names.sort_unstable();
         names
     }
@@ -412,8 +415,10 @@ impl Engine {
     }
 }
 
-fn errors(answer: &Response) -> Vec<String> {
-    answer.diagnostics().errors().map(ToString::to_string).collect()
+fn errors(answer: &Answer) -> Vec<String> {
+    let mut errors: Vec<String> = answer.failed.iter().map(ToString::to_string).collect();
+    errors.sort_unstable();
+    errors
 }
 
 /// Says whether a policy can have a say about an action, by its scope.

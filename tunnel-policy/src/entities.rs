@@ -41,25 +41,26 @@ pub(crate) fn build(
     Ok((entities, asked))
 }
 
-/// Asks in Cedar's terms whether a device belongs to a reported group.
-pub(crate) fn belongs(
+/// Describes a device that is in no reported group yet.
+pub(crate) fn of_device(
     device: &Device,
-    group: &str,
     clock: Option<UnixTime>,
     schema: &Schema,
-) -> Result<(Entities, cedar_policy::Request), String> {
+) -> Result<Entities, String> {
     let entities = device_entities(device, &[], clock)?;
-    let entities =
-        Entities::from_entities(entities, clock.map(|_| schema)).map_err(|error| error.to_string())?;
-    let asked = cedar_policy::Request::new(
+    Entities::from_entities(entities, clock.map(|_| schema)).map_err(|error| error.to_string())
+}
+
+/// Asks in Cedar's terms whether a device belongs to a reported group.
+pub(crate) fn belongs(device: &Device, group: &str) -> Result<cedar_policy::Request, String> {
+    cedar_policy::Request::new(
         uid(&KINDS.device, device.id.as_str()),
         uid(&KINDS.action, BELONG),
         uid(&KINDS.reported_group, group),
         Context::empty(),
         None,
     )
-    .map_err(|error| error.to_string())?;
-    Ok((entities, asked))
+    .map_err(|error| error.to_string())
 }
 
 /// Returns the resource of an action, with the entities that describe it.

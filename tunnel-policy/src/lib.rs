@@ -12,6 +12,7 @@ mod check;
 mod diff;
 mod engine;
 mod entities;
+mod index;
 mod limits;
 mod question;
 mod replay;
