@@ -14,6 +14,9 @@ use tunnel_server::store::{Member, Store, StoreError};
 /// The exit code for what policy or trust refuses.
 const DENIED: i32 = 3;
 
+/// The exit code for what cannot be reached.
+const UNREACHABLE: i32 = 4;
+
 /// How long a cut may take here, where two cores run everything; the figure itself is for the benches.
 const CUT: Duration = Duration::from_secs(2);
 
@@ -230,6 +233,72 @@ fn a_tunnel_ends_at_its_time() {
     );
     assert_eq!(session.wait(Duration::from_secs(20)), Some(DENIED));
     let said = std::fs::read_to_string(&errors).unwrap();
+    assert!(said.contains("E_TUNNEL_EXPIRED"), "{said}");
+}
+
+/// THREATS SRV-10: a device whose owner wants it watched ends its tunnels when the server is gone, and others do not.
+#[test]
+fn a_watched_device_ends_its_tunnels_when_the_server_is_silent() {
+    let fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let watched = fleet.device("pump-17").like_sshd(&echo.target());
+    let watched = fleet.link(watched.setting("max_server_silence_secs = 5"));
+    let other = fleet.link(fleet.device("pump-18").like_sshd(&echo.target()));
+    let technician = fleet.technician("ana");
+    let connect = |device: &str| {
+        let errors = fleet.directory().join(device);
+        let mut cli = technician.cli(&["--json", "connect", device, "ssh"]);
+        let mut session = Interactive::start(&mut cli, &errors);
+        assert_eq!(exchange(&mut session, "one\n"), "one\n", "{device}");
+        session
+    };
+    let (mut ends, mut goes_on) = (connect("pump-17"), connect("pump-18"));
+    let server = fleet.server.process();
+    server.signal(Signal::STOP);
+    tunnel_e2e::until("the device to end its tunnel", Duration::from_secs(30), || {
+        watched.process().said().contains("E_SERVER_LOST").then_some(())
+    });
+    server.signal(Signal::CONT);
+    let said = || std::fs::read_to_string(fleet.directory().join("pump-17")).unwrap_or_default();
+    assert_eq!(
+        ends.wait(Duration::from_secs(30)),
+        Some(UNREACHABLE),
+        "{}",
+        said()
+    );
+    assert!(said().contains("E_SERVER_LOST"), "{}", said());
+    assert_eq!(exchange(&mut goes_on, "two\n"), "two\n");
+    assert!(!other.process().said().contains("E_SERVER_LOST"));
+    // The server has heard it too, and the device takes tunnels again.
+    tunnel_e2e::until("the record", Duration::from_secs(30), || {
+        let records = fleet.admin.audit();
+        let why = |record: &serde_json::Value| record.to_string().contains("E_SERVER_LOST");
+        records.iter().any(why).then_some(())
+    });
+    tunnel_e2e::until("the device to be linked", Duration::from_secs(60), || {
+        let output = technician.tunnel_with(&["connect", "pump-17", "ssh"], b"hello");
+        (output.stdout == b"hello").then_some(())
+    });
+}
+
+/// The grant's end comes at the operator's end too when neither server nor device can say so.
+#[test]
+fn an_operator_ends_at_the_tunnels_time_when_nobody_else_is_there() {
+    let live = live();
+    let errors = live.fleet.directory().join("short.stderr");
+    let mut cli = live
+        .technician
+        .cli(&["--json", "connect", "--ttl", "5s", "pump-17", "ssh"]);
+    let mut session = Interactive::start(&mut cli, &errors);
+    assert_eq!(exchange(&mut session, "one\n"), "one\n");
+    let (server, agent) = (live.fleet.server.process(), live.agent.process());
+    server.signal(Signal::STOP);
+    agent.signal(Signal::STOP);
+    let end = session.wait(Duration::from_secs(30));
+    agent.signal(Signal::CONT);
+    server.signal(Signal::CONT);
+    let said = std::fs::read_to_string(&errors).unwrap();
+    assert_eq!(end, Some(DENIED), "{said}");
     assert!(said.contains("E_TUNNEL_EXPIRED"), "{said}");
 }
 

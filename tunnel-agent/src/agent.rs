@@ -50,6 +50,7 @@ use crate::policy::Right;
 use crate::replay::ReplayMemory;
 use crate::session::Settings;
 use crate::sessions::Sessions;
+use crate::silence::Silence;
 use crate::state::{Lock, StateDir};
 use crate::tunnel::Route;
 
@@ -93,6 +94,9 @@ pub struct Agent {
     linked: Option<Linked>,
     server_ip: Option<IpAddr>,
     server_time: Option<ServerTime>,
+    silence: Silence,
+    /// How often the server is to be asked because of that, for the link.
+    ask_every: watch::Sender<Option<Duration>>,
     backoff: Backoff,
     /// Earliest return to the server, if it asked for one.
     return_at: Option<Instant>,
@@ -161,6 +165,7 @@ impl Agent {
             policy: options.config.policy.clone(),
             access: options.config.access && switch.is_on(),
         };
+        let silence = Silence::new(Instant::now(), options.config.max_server_silence);
         let black_box = BlackBox::new(&state.load_black_box(), clock.now());
         let ends = Ends::new(Arc::clone(&enrolled.trust), Arc::clone(&clock) as Arc<_>);
         Ok(Self {
@@ -192,6 +197,8 @@ impl Agent {
             linked: None,
             server_ip: None,
             server_time: None,
+            silence,
+            ask_every: watch::Sender::new(silence.ask_every()),
             backoff: Backoff::default(),
             return_at: None,
             renewal: renewal::Renewal::default(),
@@ -217,8 +224,8 @@ impl Agent {
             if done {
                 break;
             }
-            let ready = self.ready();
-            // All branches are cancel-safe: tokens, channels, join sets, and a place in a queue.
+            let (ready, silence_due) = (self.ready(), self.silence_due());
+            // All branches are cancel-safe: tokens, channels, join sets, a timer, and a place in a queue.
             tokio::select! {
                 () = stop.cancelled() => break,
                 heard = self.duty.hear() => {
@@ -226,6 +233,7 @@ impl Agent {
                         break;
                     }
                 }
+                () = until(silence_due) => self.handle_silence(),
                 Some(()) = reload.recv() => self.reload(),
                 on = self.switch.changed() => self.handle_switch(on),
                 Some(event) = self.events.1.recv() => self.handle_event(event),
@@ -295,6 +303,10 @@ impl Agent {
             Event::Moved(carrier) => self.handle_moved(carrier),
             Event::Proven { clock, rtt } => {
                 tracing::trace!(?rtt, "link proven");
+                // The server answered at some time since it was asked.
+                let now = Instant::now();
+                let asked = now.checked_sub(rtt.unwrap_or_default()).unwrap_or(now);
+                self.silence.handle_heard(asked);
                 self.handle_server_time(clock);
             }
             Event::Ended(end) => self.handle_link_end(end),
@@ -345,6 +357,21 @@ impl Agent {
         }
     }
 
+    /// Returns when the server has been silent for too long, while there is a tunnel to end.
+    fn silence_due(&self) -> Option<Instant> {
+        let live = self.tunnels.values().any(|live| live.end.is_some());
+        self.silence.due().filter(|_| live)
+    }
+
+    fn handle_silence(&mut self) {
+        tracing::warn!(
+            code = %Code::ServerLost,
+            tunnels = self.tunnels.len(),
+            "the server is silent for too long, so all tunnels end"
+        );
+        self.end_everywhere(Code::ServerLost);
+    }
+
     fn handle_switch(&mut self, on: bool) {
         tracing::info!(on, "the owner's switch");
         self.apply();
@@ -387,6 +414,9 @@ impl Agent {
     fn apply(&mut self) {
         let policy = self.options.config.policy.clone();
         let access = self.options.config.access && self.switch.is_on();
+        self.silence
+            .handle_setting(Instant::now(), self.options.config.max_server_silence);
+        self.ask_every.send_replace(self.silence.ask_every());
         self.settings.send_replace(Arc::new(Settings {
             policy: policy.clone(),
             access,
@@ -442,6 +472,14 @@ impl Agent {
 fn texts(facts: &BTreeMap<FactName, FactValue>) -> BTreeMap<String, String> {
     let text = |(name, value): (&FactName, &FactValue)| (name.to_string(), value.to_string());
     facts.iter().map(text).collect()
+}
+
+/// Waits until a time; for ever when there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for room in the outbox of the link; forever when there is none.

@@ -10,6 +10,7 @@ pub use print::print;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tunnel_net::{ProxyChoice, ServerAddr, files};
 use tunnel_proto::names::{FactName, FactValue};
@@ -29,6 +30,8 @@ pub struct Config {
     pub policy: LocalPolicy,
     /// What the device says of itself, for policies that ask for it.
     pub facts: BTreeMap<FactName, FactValue>,
+    /// How long the server may be silent before all tunnels end; for ever if `None`.
+    pub max_server_silence: Option<Duration>,
     /// Public key files of the device's SSH server; the usual ones if `None`.
     pub host_key_files: Option<Vec<PathBuf>>,
     /// How the proxy on the way to the server is found.
@@ -133,6 +136,7 @@ impl Config {
                 lock: None,
             },
             facts: BTreeMap::new(),
+            max_server_silence: None,
             host_key_files: None,
             proxy: ProxyChoice::default(),
             proxy_file: None,
@@ -332,6 +336,20 @@ host_key_files = [7]
             assert_eq!(errors.len(), 1, "{errors:?}");
             assert_eq!(errors[0].line, line, "{errors:?}");
             assert!(errors[0].problem.contains(problem), "{errors:?}");
+        }
+    }
+
+    #[test]
+    fn how_long_the_server_may_be_silent_is_read() {
+        let config = Config::parse("max_server_silence_secs = 5").unwrap();
+        assert_eq!(config.max_server_silence, Some(Duration::from_secs(5)));
+        assert_eq!(config.origins["max_server_silence_secs"], Origin::Line(1));
+        for wrong in ["0", "4", "65536", "\"30\"", "-1", "false"] {
+            let errors = Config::parse(&format!("max_server_silence_secs = {wrong}")).unwrap_err();
+            assert!(
+                errors.to_string().contains("from 5 to 65535"),
+                "{wrong}: {errors}"
+            );
         }
     }
 

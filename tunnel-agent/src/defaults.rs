@@ -124,3 +124,6 @@ pub const LIVED: Duration = Duration::from_secs(60);
 
 /// Programs that are remembered as given up.
 pub const MAX_GIVEN_UP: usize = 8;
+
+/// Shortest silence of the server that an owner can let end tunnels: three questions and their answers on a slow line.
+pub const MIN_SERVER_SILENCE: Duration = Duration::from_secs(5);

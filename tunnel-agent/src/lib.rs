@@ -28,6 +28,7 @@ pub mod replay;
 pub mod run;
 pub mod session;
 pub mod sessions;
+mod silence;
 pub mod state;
 pub mod target;
 

@@ -38,6 +38,8 @@ pub(crate) struct Dial {
     pub(crate) pause: Duration,
     /// The interval that the keepalive reached on the link before.
     pub(crate) learnt: Option<Duration>,
+    /// How often the server is to be asked at least, as the owner's setting wants it.
+    pub(crate) ask_every: watch::Receiver<Option<Duration>>,
 }
 
 /// What a link tells the agent. `Ended` is the last of them.
@@ -84,7 +86,7 @@ pub(crate) struct End {
 pub(crate) async fn run(dial: Dial, events: mpsc::Sender<Event>) {
     tokio::time::sleep(dial.pause).await;
     let end = match connect(&dial).await {
-        Ok(link) => serve(link, dial.learnt, &events).await,
+        Ok(link) => serve(link, &dial, &events).await,
         Err(error) => End {
             why: error.to_string(),
             code: code_of(&error),
@@ -114,7 +116,7 @@ pub(crate) fn code_of(error: &LinkError) -> Code {
         .unwrap_or(Code::ServerUnreachable)
 }
 
-async fn serve(link: Link, learnt: Option<Duration>, events: &mpsc::Sender<Event>) -> End {
+async fn serve(link: Link, dial: &Dial, events: &mpsc::Sender<Event>) -> End {
     let (opening, answer) = oneshot::channel();
     let connected = Event::Connected {
         carrier: *link.carrier.borrow(),
@@ -126,7 +128,7 @@ async fn serve(link: Link, learnt: Option<Duration>, events: &mpsc::Sender<Event
     let Ok(opening) = answer.await else {
         return stopped();
     };
-    let mut channel = match Channel::open(&link, opening, learnt).await {
+    let mut channel = match Channel::open(&link, opening, dial).await {
         Ok(channel) => channel,
         Err(end) => return explain(&link, end),
     };
@@ -177,12 +179,13 @@ struct Channel {
     reader: AbortOnDropHandle<String>,
     outbox: mpsc::Receiver<FromAgent>,
     keepalive: Keepalive,
+    ask_every: watch::Receiver<Option<Duration>>,
     proof: u64,
     carrier: watch::Receiver<Carrier>,
 }
 
 impl Channel {
-    async fn open(link: &Link, opening: Opening, learnt: Option<Duration>) -> Result<Self, End> {
+    async fn open(link: &Link, opening: Opening, dial: &Dial) -> Result<Self, End> {
         let greet = async {
             let (mut send, recv) = link
                 .connection
@@ -201,18 +204,26 @@ impl Channel {
             .map_err(broken)?;
         let (to_inbox, inbox) = mpsc::channel(INBOX);
         let reader = AbortOnDropHandle::new(tokio::task::spawn(read(recv, to_inbox)));
-        let keepalive = Keepalive::new(Instant::now(), learnt);
-        Ok(Self {
+        let mut channel = Self {
             connection: link.connection.clone(),
             headers: headers(link),
             send,
             inbox,
             reader,
             outbox: opening.outbox,
-            keepalive,
+            keepalive: Keepalive::new(Instant::now(), dial.learnt),
+            ask_every: dial.ask_every.clone(),
             proof: 0,
             carrier: link.carrier.clone(),
-        })
+        };
+        channel.ask_often_enough();
+        Ok(channel)
+    }
+
+    /// Lets the keepalive know what the owner wants.
+    fn ask_often_enough(&mut self) {
+        let longest = *self.ask_every.borrow_and_update();
+        self.keepalive.ask_every(Instant::now(), longest);
     }
 
     /// Runs until the link breaks, or the agent has nothing more to say.
@@ -243,8 +254,10 @@ impl Channel {
                 carrier = changed(&mut self.carrier) => {
                     // What was learnt is of another binding of another NAT.
                     self.keepalive = Keepalive::new(Instant::now(), None);
+                    self.ask_often_enough();
                     let _ = events.send(Event::Moved(carrier)).await;
                 }
+                _ = changed(&mut self.ask_every) => self.ask_often_enough(),
                 () = tokio::time::sleep_until(timeout.into()) => {
                     if welcome.is_some_and(|welcome| Instant::now() >= welcome) {
                         return Err(broken("the server did not welcome this agent in time"));
@@ -324,10 +337,10 @@ impl Channel {
     }
 }
 
-/// Waits until the link goes on over another carrier.
-async fn changed(carrier: &mut watch::Receiver<Carrier>) -> Carrier {
-    match carrier.changed().await {
-        Ok(()) => *carrier.borrow_and_update(),
+/// Waits until a value changes, as the link's carrier does.
+async fn changed<T: Copy>(value: &mut watch::Receiver<T>) -> T {
+    match value.changed().await {
+        Ok(()) => *value.borrow_and_update(),
         // Nobody can change it any more.
         Err(_) => std::future::pending().await,
     }

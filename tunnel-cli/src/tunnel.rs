@@ -4,7 +4,7 @@ mod end;
 pub mod session;
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -96,6 +96,9 @@ impl Tunnel {
             .open(&request)
             .await
             .map_err(|error| error.into_failure(&what))?;
+        // Both times are of the server's clock, and what has gone by is of this machine's that nobody sets.
+        let lifetime = Duration::from_secs(answer.expires_at.saturating_sub(answer.opened_at));
+        let expires = Instant::now() + lifetime;
         // Who must be at the other end follows from what was asked for, not from what the server says (THREATS DAT-28).
         let device = Identity::device(login.trust.trust_domain(), &wish.device);
         if answer.device_identity != device.to_string() {
@@ -112,7 +115,7 @@ impl Tunnel {
         let leg = open_leg(login, &api, &attached, wish.ask.carriers, &what)?;
         // The connection waits for the end; closing makes another one, when nobody waits for it any more.
         let closer = api.again();
-        let end = End::watch(api, answer.tunnel, &leg);
+        let end = End::watch(api, answer.tunnel, &leg, expires);
         let connection = connect(login, &leg, device, &end, &what).await?;
         Ok(Self {
             id: answer.tunnel,
@@ -168,8 +171,13 @@ impl Tunnel {
 
     /// Closes the tunnel: tells the device and the server, in bounded time.
     pub async fn close(mut self) {
+        let by_device = matches!(
+            self.connection.close_reason(),
+            Some(quinn::ConnectionError::ApplicationClosed(_))
+        );
         self.connection.close((Code::TunnelClosed as u32).into(), b"");
-        if self.end.is_known() {
+        // A device that has ended it tells the server why, which is more than could be said here.
+        if self.end.is_known() || by_device {
             // The last packet needs a moment to leave.
             let _ = tokio::time::timeout(LAST_PACKET, self.leg.endpoint().wait_idle()).await;
         } else {

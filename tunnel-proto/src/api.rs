@@ -200,6 +200,9 @@ pub struct OpenedTunnel {
     pub device_identity: String,
     /// Host keys of the device's SSH server, each as `<type> <base64>`.
     pub ssh_host_keys: Vec<String>,
+    /// When the tunnel was opened, in seconds since 1970; 0 from a server that does not say so.
+    #[serde(default)]
+    pub opened_at: u64,
     /// When the tunnel ends, in seconds since 1970.
     pub expires_at: u64,
     /// The policies that decided.

@@ -121,6 +121,8 @@ codes! {
     ServerUnreachable = 33, "E_SERVER_UNREACHABLE", "the server does not answer", "check this machine's network and the server's address", Unreachable;
     /// The end-to-end connection was lost.
     TunnelLost = 34, "E_TUNNEL_LOST", "the other end of the tunnel is no longer heard", "open a new one", Unreachable;
+    /// The device's owner wants no tunnel to go on unwatched, and the server is silent.
+    ServerLost = 35, "E_SERVER_LOST", "the device did not hear the server for as long as its owner allows", "open a new one when the server answers again", Unreachable;
 
     /// The agent offers no such service.
     ServiceUnknown = 40, "E_SERVICE_UNKNOWN", "the device offers no service of this name", "`tunnel devices` lists its services", Failed;

@@ -15,6 +15,8 @@ const GROWTH: f64 = 1.25;
 #[derive(Clone, Debug)]
 pub struct Keepalive {
     interval: Duration,
+    /// Longest interval that is wanted.
+    longest: Duration,
     /// Longest interval that is tried; lowered for good when a longer one failed.
     ceiling: Duration,
     next: Instant,
@@ -49,6 +51,7 @@ impl Keepalive {
             .clamp(KEEPALIVE_FIRST, KEEPALIVE_MAX);
         Self {
             interval,
+            longest: KEEPALIVE_MAX,
             ceiling: KEEPALIVE_MAX,
             next: now,
             waiting: None,
@@ -56,6 +59,13 @@ impl Keepalive {
             seen_as: None,
             rtt: None,
         }
+    }
+
+    /// Asks at least so often from here on, for who wants to know soon that the server is gone; as seldom as the path
+    /// allows without.
+    pub fn ask_every(&mut self, now: Instant, longest: Option<Duration>) {
+        self.longest = longest.map_or(KEEPALIVE_MAX, |longest| longest.min(KEEPALIVE_MAX));
+        self.next = self.next.min(now + self.interval());
     }
 
     /// Says what is due. Call it when [`Keepalive::next_timeout`] has come, until it returns `None`.
@@ -88,7 +98,7 @@ impl Keepalive {
             self.interval = self.interval.mul_f64(GROWTH).min(self.ceiling);
         }
         self.seen_as = Some(seen_as.to_owned());
-        self.next = now + self.interval;
+        self.next = now + self.interval();
     }
 
     /// Asks for a ping at once, because something has happened that makes the link doubtful.
@@ -102,8 +112,8 @@ impl Keepalive {
     }
 
     /// Returns the time between two pings.
-    pub const fn interval(&self) -> Duration {
-        self.interval
+    pub fn interval(&self) -> Duration {
+        self.interval.min(self.longest)
     }
 
     /// Returns the last measured round trip.
@@ -115,6 +125,31 @@ impl Keepalive {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_owner_can_have_it_asked_often() {
+        let mut now = Instant::now();
+        let longest = Duration::from_secs(3);
+        let mut keepalive = Keepalive::new(now, Some(KEEPALIVE_MAX));
+        let mut answer = |keepalive: &mut Keepalive, seen_as: &str| {
+            let Some(Action::Ping(seq)) = keepalive.handle_timeout(now) else {
+                panic!("no ping was due")
+            };
+            keepalive.handle_pong(now, seq, seen_as);
+            let wait = keepalive.next_timeout() - now;
+            now = keepalive.next_timeout();
+            (wait, now)
+        };
+        let (wait, next) = answer(&mut keepalive, "a");
+        assert_eq!(wait, KEEPALIVE_MAX);
+        keepalive.ask_every(next - KEEPALIVE_MAX, Some(longest));
+        assert_eq!(keepalive.next_timeout(), next - KEEPALIVE_MAX + longest);
+        for round in 0..20 {
+            // The address changes now and then, which must not make it ask less often.
+            let (wait, _) = answer(&mut keepalive, if round % 5 == 0 { "a" } else { "b" });
+            assert_eq!(wait, longest);
+        }
+    }
 
     /// Runs a link whose NAT forgets after `binding` (never if `None`) and returns the interval that is settled on.
     fn settle(binding: Option<Duration>) -> Duration {

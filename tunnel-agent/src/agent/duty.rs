@@ -146,7 +146,10 @@ impl Agent {
             Message::Reload => self.reload(),
             Message::EndTunnel(end) => self.end_tunnel(end.tunnel, end.reason.code),
             Message::EndAll(code) => self.end_tunnels(code, |_| true),
-            Message::Time(time) => self.handle_server_time(time),
+            Message::Time(time) => {
+                self.silence.handle_heard(Instant::now());
+                self.handle_server_time(time);
+            }
             Message::Rekey(attached) => self.rekey(attached),
             Message::Ended(ended) => self.outgoing.push(ended),
             // What only a worker says, and kinds of a newer version.

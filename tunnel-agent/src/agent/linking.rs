@@ -38,6 +38,7 @@ impl Agent {
             carriers: self.options.carriers,
             pause,
             learnt,
+            ask_every: self.ask_every.subscribe(),
         };
         self.dialling = true;
         self.link_task.spawn(link::run(dial, self.events.0.clone()));
@@ -109,6 +110,7 @@ impl Agent {
         for tunnel in &welcome.ended {
             self.end_anywhere(*tunnel, Code::TunnelClosed);
         }
+        self.silence.handle_heard(Instant::now());
         self.handle_server_time(welcome.clock);
         self.note_linked();
     }

@@ -18,6 +18,10 @@ pub fn print(config: &Config, file: &Path) -> String {
     out.line("", "state_dir", &quote(&config.state_dir.to_string_lossy()));
     out.line("", "max_sessions", &config.policy.max_sessions.to_string());
     out.line("", "max_tunnels", &config.policy.max_tunnels.to_string());
+    match config.max_server_silence {
+        Some(silence) => out.line("", "max_server_silence_secs", &silence.as_secs().to_string()),
+        None => out.text.push_str("# max_server_silence_secs: any  # default\n"),
+    }
     out.operators("", &config.policy.operators);
     if let Some(lock) = &config.policy.lock {
         out.line("", "lock", &quote(&lock.to_text()));
@@ -119,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_gives_the_same_settings() {
-        let text = "state_dir = \"/srv/agent\"\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\n[facts]\nsite = \"north\"\n\"disk.encrypted\" = true\n";
+        let text = "state_dir = \"/srv/agent\"\nmax_server_silence_secs = 30\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\n[facts]\nsite = \"north\"\n\"disk.encrypted\" = true\n";
         let config = Config::parse(text).unwrap();
         let printed = print(&config, Path::new("agent.toml"));
         assert!(
@@ -127,7 +131,7 @@ mod tests {
             "{printed}"
         );
         assert!(
-            printed.contains("allow_operators = [\"ana\"]  # agent.toml:5\n"),
+            printed.contains("allow_operators = [\"ana\"]  # agent.toml:6\n"),
             "{printed}"
         );
         assert!(printed.contains("enabled = true  # default\n"), "{printed}");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -61,6 +62,7 @@ impl Reader<'_> {
             "allow_operators",
             "facts",
             "lock",
+            "max_server_silence_secs",
             "max_sessions",
             "max_tunnels",
             "proxy",
@@ -76,6 +78,9 @@ impl Reader<'_> {
                 "allow_operators" => self.set(name, value, &mut config.policy.operators, Self::operators),
                 "facts" => self.facts(value, config),
                 "lock" => self.set(name, value, &mut config.policy.lock, Self::lock),
+                "max_server_silence_secs" => {
+                    self.set(name, value, &mut config.max_server_silence, Self::silence);
+                }
                 "max_sessions" => self.set(name, value, &mut config.policy.max_sessions, Self::count),
                 "max_tunnels" => self.set(name, value, &mut config.policy.max_tunnels, Self::count),
                 "proxy" => self.set(name, value, &mut config.proxy, Self::proxy),
@@ -259,6 +264,17 @@ impl Reader<'_> {
         text.parse()
             .map(Some)
             .map_err(|error| format!("is no lock: {error}"))
+    }
+
+    fn silence(&mut self, value: &Value<'_>) -> Result<Option<Duration>, String> {
+        let silence = self.count(value).map(|secs| Duration::from_secs(secs.into()));
+        let silence = silence
+            .ok()
+            .filter(|silence| *silence >= defaults::MIN_SERVER_SILENCE);
+        silence.map(Some).ok_or_else(|| {
+            let least = defaults::MIN_SERVER_SILENCE.as_secs();
+            format!("must be a number from {least} to 65535")
+        })
     }
 
     fn path(&mut self, value: &Value<'_>) -> Result<PathBuf, String> {

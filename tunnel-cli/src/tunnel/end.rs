@@ -1,9 +1,10 @@
 //! How the operator's end learns that its tunnel has ended, and why.
 //!
 //! Three ways lead here, and the first that knows a reason counts: the relay's word on the leg, the server's word on a
-//! request that waits for the end, and the device's word where it closes the end-to-end connection.
+//! request that waits for the end, and the device's word where it closes the end-to-end connection. When the tunnel's time
+//! is over and nobody has said so, this end knows by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::ConnectionError;
 use tokio::sync::watch;
@@ -31,13 +32,14 @@ pub(super) struct End {
 
 impl End {
     /// Starts to watch. The caller of the API waits on its connection, so it is given away.
-    pub(super) fn watch(api: Api, id: TunnelId, leg: &Leg) -> Self {
+    pub(super) fn watch(api: Api, id: TunnelId, leg: &Leg, expires: Instant) -> Self {
         let (leg, rekey) = (leg.state(), leg.rekey());
         let (tell, told) = watch::channel(None);
         let task = AbortOnDropHandle::new(tokio::task::spawn(async move {
             let refusal = tokio::select! {
                 refusal = by_relay(leg.clone()) => refusal,
                 refusal = by_server(api, id, leg, rekey) => refusal,
+                () = tokio::time::sleep_until(expires.into()) => Code::TunnelExpired.into(),
             };
             tell.send_replace(Some(refusal));
             // Lives on, so that those who look later still find it.

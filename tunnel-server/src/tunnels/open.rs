@@ -411,6 +411,7 @@ impl Control {
             token: to_base64(&self.token(facts, Role::Source, &caller.peer.identity, caller.key)),
             device_identity: Identity::device(&self.identity.trust_domain, &facts.device).to_string(),
             ssh_host_keys: link.report().ssh_host_keys,
+            opened_at: facts.opened_at.as_secs(),
             expires_at: facts.expires_at.as_secs(),
             limits: to_api(&facts.limits),
             policies: policies.clone(),
