@@ -216,7 +216,7 @@ impl Agent {
     /// Works until `stop` is cancelled. Each message of `reload` makes it read its settings again.
     pub async fn run(mut self, stop: CancellationToken, mut reload: mpsc::Receiver<()>) {
         if self.duty.may_link() {
-            self.dial(Duration::ZERO, None);
+            self.dial(Duration::ZERO);
         }
         loop {
             let done = self.drain();

@@ -14,7 +14,7 @@ use tunnel_net::{ServerAddr, tls};
 use tunnel_proto::UnixTime;
 use tunnel_proto::carrier::Carrier;
 use tunnel_proto::code::Code;
-use tunnel_proto::defaults::{KEEPALIVE_ANSWER, KEEPALIVE_MAX};
+use tunnel_proto::defaults::KEEPALIVE_ANSWER;
 use tunnel_proto::frame::FrameError;
 use tunnel_proto::keepalive::{Action, Keepalive};
 use tunnel_proto::message::{FromAgent, FromServer, Hello, Ping, Pong};
@@ -27,6 +27,9 @@ use crate::http::connect_code;
 /// Messages from the server that wait to be handled; the stream's own window bounds what waits beyond.
 const INBOX: usize = 16;
 
+/// How often a ping tells what the link has cost: with each so many. A byte a ping is 3 kB a day behind a bad NAT.
+const COST_EACH: u64 = 4;
+
 /// How a link is made.
 #[derive(Clone, Debug)]
 pub(crate) struct Dial {
@@ -36,8 +39,6 @@ pub(crate) struct Dial {
     pub(crate) carriers: Try,
     /// How long to wait first.
     pub(crate) pause: Duration,
-    /// The interval that the keepalive reached on the link before.
-    pub(crate) learnt: Option<Duration>,
     /// How often the server is to be asked at least, as the owner's setting wants it.
     pub(crate) ask_every: watch::Receiver<Option<Duration>>,
 }
@@ -78,8 +79,6 @@ pub(crate) struct End {
     pub(crate) code: Code,
     /// What stood against the link, for the black box.
     pub(crate) causes: Vec<Found>,
-    /// The interval of the keepalive, if it still held.
-    pub(crate) learnt: Option<Duration>,
 }
 
 /// Waits, connects and serves one link, and tells its end.
@@ -91,7 +90,6 @@ pub(crate) async fn run(dial: Dial, events: mpsc::Sender<Event>) {
             why: error.to_string(),
             code: code_of(&error),
             causes: causes::of_attempts(&error),
-            learnt: None,
         },
     };
     let _ = events.send(Event::Ended(end)).await;
@@ -152,7 +150,6 @@ fn stopped() -> End {
         why: "the agent stops".into(),
         code: Code::TunnelClosed,
         causes: Vec::new(),
-        learnt: None,
     }
 }
 
@@ -163,7 +160,6 @@ fn explain(link: &Link, end: End) -> End {
             code: tls::connection_refusal(&reason).unwrap_or(end.code),
             causes: vec![causes::of_end(&reason)],
             why: reason.to_string(),
-            ..end
         },
         None => end,
     }
@@ -181,6 +177,10 @@ struct Channel {
     keepalive: Keepalive,
     ask_every: watch::Receiver<Option<Duration>>,
     proof: u64,
+    /// The address from which the server hears this agent, as it said last.
+    seen_as: String,
+    /// How many packets had been sent at the last answer.
+    sent: u64,
     carrier: watch::Receiver<Carrier>,
 }
 
@@ -211,9 +211,11 @@ impl Channel {
             inbox,
             reader,
             outbox: opening.outbox,
-            keepalive: Keepalive::new(Instant::now(), dial.learnt),
+            keepalive: Keepalive::new(Instant::now()),
             ask_every: dial.ask_every.clone(),
             proof: 0,
+            seen_as: String::new(),
+            sent: 0,
             carrier: link.carrier.clone(),
         };
         channel.ask_often_enough();
@@ -236,6 +238,7 @@ impl Channel {
             tokio::select! {
                 message = self.inbox.recv() => match message {
                     Some(FromServer::Pong(pong)) => self.handle_pong(pong, events).await,
+                    Some(FromServer::Echo(seq)) => self.handle_echo(seq),
                     Some(message) => {
                         if matches!(message, FromServer::Welcome(_)) {
                             welcome = None;
@@ -244,7 +247,7 @@ impl Channel {
                     }
                     None => {
                         let why = (&mut self.reader).await.unwrap_or_else(|error| error.to_string());
-                        return Err(self.end(why));
+                        return Err(broken(why));
                     }
                 },
                 message = self.outbox.recv() => match message {
@@ -253,7 +256,7 @@ impl Channel {
                 },
                 carrier = changed(&mut self.carrier) => {
                     // What was learnt is of another binding of another NAT.
-                    self.keepalive = Keepalive::new(Instant::now(), None);
+                    self.keepalive = Keepalive::new(Instant::now());
                     self.ask_often_enough();
                     let _ = events.send(Event::Moved(carrier)).await;
                 }
@@ -269,9 +272,13 @@ impl Channel {
     }
 
     async fn handle_pong(&mut self, pong: Pong, events: &mpsc::Sender<Event>) {
+        if let Some(seen_as) = pong.seen_as {
+            self.seen_as = seen_as;
+        }
         self.keepalive
-            .handle_pong(Instant::now(), pong.seq, &pong.seen_as);
+            .handle_pong(Instant::now(), pong.seq, &self.seen_as);
         self.proof = pong.proof;
+        self.sent = self.connection.stats().udp_tx.datagrams;
         let _ = events
             .send(Event::Proven {
                 clock: pong.clock,
@@ -280,11 +287,17 @@ impl Channel {
             .await;
     }
 
+    fn handle_echo(&mut self, seq: u64) {
+        // The acknowledgement of the first answer went out; whatever else came or went would have had another one go out.
+        let alone = self.connection.stats().udp_tx.datagrams <= self.sent + 1;
+        self.keepalive.handle_echo(Instant::now(), seq, alone);
+    }
+
     async fn handle_timeout(&mut self) -> Result<(), End> {
         while let Some(action) = self.keepalive.handle_timeout(Instant::now()) {
             match action {
-                Action::Ping(seq) => {
-                    let ping = self.ping(seq);
+                Action::Ping { seq, echo_after } => {
+                    let ping = self.ping(seq, echo_after);
                     self.write(&FromAgent::Ping(ping)).await?;
                 }
                 Action::Dead => return Err(silent("the server does not answer the keepalive")),
@@ -293,16 +306,16 @@ impl Channel {
         Ok(())
     }
 
-    fn ping(&self, seq: u64) -> Ping {
-        // The answer may make the interval half as long again, at most.
-        let next = (self.keepalive.interval() * 3 / 2).min(KEEPALIVE_MAX);
-        let millis = |rtt: Duration| u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX);
+    fn ping(&self, seq: u64, echo_after: Option<Duration>) -> Ping {
+        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let next = self.keepalive.longest_silence().as_secs() + 1;
         Ping {
             seq,
             proof: self.proof,
-            next_secs: u32::try_from(next.as_secs()).unwrap_or(u32::MAX),
+            next_secs: u32::try_from(next).unwrap_or(u32::MAX),
             rtt_millis: self.keepalive.rtt().map(millis),
-            cost_bytes: Some(self.cost()),
+            cost_bytes: seq.is_multiple_of(COST_EACH).then(|| self.cost()),
+            echo_after_millis: echo_after.map(millis),
         }
     }
 
@@ -318,7 +331,7 @@ impl Channel {
             tokio::time::timeout(KEEPALIVE_ANSWER, stream::write_message(&mut self.send, message)).await;
         match written {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.end(error.to_string())),
+            Ok(Err(error)) => Err(broken(error.to_string())),
             Err(_) => Err(silent("the server takes no messages")),
         }
     }
@@ -327,13 +340,6 @@ impl Channel {
     async fn finish(&mut self) {
         let _ = self.send.finish();
         let _ = tokio::time::timeout(CLOSE_DEADLINE, self.send.stopped()).await;
-    }
-
-    fn end(&self, why: String) -> End {
-        End {
-            learnt: Some(self.keepalive.interval()),
-            ..broken(why)
-        }
     }
 }
 
@@ -365,7 +371,6 @@ fn broken(why: impl Into<String>) -> End {
         causes: vec![(Cause::LinkBroken, why.clone())],
         why,
         code: Code::ServerUnreachable,
-        learnt: None,
     }
 }
 

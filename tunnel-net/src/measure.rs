@@ -300,6 +300,7 @@ fn ping(seq: u64) -> FromAgent {
         next_secs: 0,
         rtt_millis: None,
         cost_bytes: None,
+        echo_after_millis: None,
     })
 }
 

@@ -39,6 +39,9 @@ pub const KEEPALIVE_FIRST: Duration = Duration::from_secs(25);
 /// dead link is found out from above.
 pub const KEEPALIVE_MAX: Duration = Duration::from_secs(240);
 
+/// How much later than asked the second answer to a keepalive may come.
+pub const KEEPALIVE_ECHO_LATE: Duration = Duration::from_secs(5);
+
 /// How long a control link may be without any packet. More than [`KEEPALIVE_MAX`] and its repetitions.
 pub const LINK_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 

@@ -93,6 +93,9 @@ pub enum FromServer {
     /// binds anew with the key of the answer. Sessions go on.
     #[n(11)]
     Rotate(#[n(0)] Rotate),
+    /// Second answer to the [`FromAgent::Ping`] of this number, after the time that it asked for.
+    #[n(12)]
+    Echo(#[n(0)] u64),
 }
 
 /// First message on a control link.
@@ -297,9 +300,13 @@ pub struct Ping {
     /// Round trip of the last keepalive as the agent measured it, in milliseconds.
     #[n(3)]
     pub rtt_millis: Option<u32>,
-    /// What the link has cost so far, both ways, with the headers of IP and of what carries it, in bytes.
+    /// What the link has cost so far, both ways, with the headers of IP and of what carries it, in bytes; not in each ping.
     #[n(4)]
     pub cost_bytes: Option<u64>,
+    /// After how many milliseconds the server is to answer a second time, by [`FromServer::Echo`]: whether that comes
+    /// through tells whether a NAT bears such a silence.
+    #[n(5)]
+    pub echo_after_millis: Option<u32>,
 }
 
 /// Answer to [`Ping`].
@@ -312,10 +319,10 @@ pub struct Pong {
     /// Random; the next ping echoes it.
     #[n(1)]
     pub proof: u64,
-    /// The address and port from which the server hears the agent, as text. If it changes while the agent's own has not,
-    /// a NAT has forgotten the binding.
+    /// The address and port from which the server hears the agent, as text; absent if they are those of the answer before.
+    /// If they change while the agent's own have not, a NAT has forgotten the binding.
     #[n(2)]
-    pub seen_as: String,
+    pub seen_as: Option<String>,
     /// The server's clock.
     #[n(3)]
     pub clock: UnixTime,

@@ -1,11 +1,13 @@
 //! The control links: which agent is truly there, and how to ask it something.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, VarInt};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::AbortOnDropHandle;
 use tunnel_certs::Peer;
 use tunnel_proto::api::LinkState;
 use tunnel_proto::carrier::Carrier;
@@ -52,6 +54,10 @@ pub(crate) struct Link {
 struct State {
     presence: Presence,
     report: Report,
+    /// The address that the agent was told to have.
+    told: Option<SocketAddr>,
+    /// The second answer to the last ping, which waits for its time.
+    echo: Option<AbortOnDropHandle<()>>,
     offers: HashMap<TunnelId, Asked>,
 }
 

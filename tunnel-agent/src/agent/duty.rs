@@ -165,7 +165,7 @@ impl Agent {
         match role {
             Role::Active => {
                 if !self.dialling {
-                    self.dial(Duration::ZERO, None);
+                    self.dial(Duration::ZERO);
                 }
             }
             Role::Waiting => {

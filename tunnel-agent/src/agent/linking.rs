@@ -27,7 +27,7 @@ const LASTED: Duration = Duration::from_secs(30);
 
 impl Agent {
     /// Starts to connect after a pause.
-    pub(super) fn dial(&mut self, pause: Duration, learnt: Option<Duration>) {
+    pub(super) fn dial(&mut self, pause: Duration) {
         let mut tls =
             quinn::ClientConfig::new(tls::quic_client(tls::link_client(&self.ends, &self.credentials)));
         tls.transport_config(quic::link_transport());
@@ -37,7 +37,6 @@ impl Agent {
             websocket_tls: Arc::clone(&self.websocket_tls),
             carriers: self.options.carriers,
             pause,
-            learnt,
             ask_every: self.ask_every.subscribe(),
         };
         self.dialling = true;
@@ -177,7 +176,7 @@ impl Agent {
         let failures = self.backoff.failures();
         tracing::warn!(code = %end.code, why = end.why, ?pause, failures, "no link to the server");
         self.notify(&format!("not linked: {}", end.code.why()));
-        self.dial(pause, end.learnt);
+        self.dial(pause);
     }
 
     /// Forgets the link and what makes sense on it only.
@@ -204,7 +203,6 @@ impl Agent {
                 why: error.to_string(),
                 code: Code::Internal,
                 causes: vec![(Cause::Other, error.to_string())],
-                learnt: None,
             });
         }
     }

@@ -242,10 +242,11 @@ impl Link {
                     let pong = Pong {
                         seq: ping.seq,
                         proof: 9,
-                        seen_as: "a".into(),
+                        seen_as: Some("a".into()),
                         clock: SystemClock.now(),
                     };
-                    self.say(FromServer::Pong(pong)).await;
+                    // An agent that is about to go takes no answer, and may have more to say.
+                    let _ = stream::write_message(&mut self.send, &FromServer::Pong(pong)).await;
                 }
                 message => return message,
             }

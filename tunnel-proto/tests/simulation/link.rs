@@ -15,9 +15,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub(crate) fn run(random: &mut Random) {
     let start = Instant::now();
     let mut now = start;
-    let mut learnt = None;
     for _ in 0..20 {
-        let mut keepalive = Keepalive::new(now, learnt);
+        let mut keepalive = Keepalive::new(now);
         let binding = random.millis(20_000, 400_000);
         let dies = now + random.millis(0, 3_000_000);
         let found_out = live(&mut keepalive, random, &mut now, binding, dies);
@@ -26,7 +25,6 @@ pub(crate) fn run(random: &mut Random) {
             found_out <= bound,
             "a dead link was found out after {found_out:?}"
         );
-        learnt = Some(keepalive.interval());
 
         let back = now + random.millis(0, 600_000);
         let mut backoff = Backoff::default();
@@ -49,15 +47,25 @@ fn live(
     dies: Instant,
 ) -> Duration {
     let (mut port, mut last) = (0, *now);
+    let mut echo: Option<(Instant, u64)> = None;
     loop {
+        if let Some((at, seq)) = echo.take_if(|(at, _)| *at <= keepalive.next_timeout()) {
+            if at - last <= binding && at < dies {
+                *now = at.max(*now);
+                keepalive.handle_echo(*now, seq, random.chance(90));
+                last = *now;
+            }
+            continue;
+        }
         let due = keepalive.next_timeout();
         assert!(due >= *now || keepalive.interval() >= Duration::ZERO);
         *now = due.max(*now);
         match keepalive.handle_timeout(*now) {
             Some(Action::Dead) => return now.saturating_duration_since(dies),
-            Some(Action::Ping(seq)) if *now < dies => {
+            Some(Action::Ping { seq, echo_after }) if *now < dies => {
                 port += u32::from(*now - last > binding);
                 last = *now;
+                echo = echo_after.map(|after| (*now + after, seq));
                 let answer = *now + random.millis(1, ANSWER.as_millis() as u64);
                 *now = answer;
                 keepalive.handle_pong(answer, seq, &format!("192.0.2.1:{port}"));
@@ -65,7 +73,7 @@ fn live(
                     keepalive.probe(*now);
                 }
             }
-            Some(Action::Ping(_)) | None => {}
+            Some(Action::Ping { .. }) | None => {}
         }
     }
 }

@@ -120,6 +120,7 @@ mod tests {
             next_secs: 25,
             rtt_millis,
             cost_bytes: None,
+            echo_after_millis: None,
         }
     }
 
@@ -161,6 +162,7 @@ mod tests {
             let at = now + Duration::from_secs(secs);
             let ping = Ping {
                 cost_bytes: Some(bytes),
+                echo_after_millis: None,
                 ..ping(0, 0, None)
             };
             presence.handle_ping(at, &ping, 1);

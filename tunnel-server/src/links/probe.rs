@@ -61,7 +61,7 @@ async fn answer_all(
             FromAgent::Ping(ping) => FromServer::Pong(Pong {
                 seq: ping.seq,
                 proof: 0,
-                seen_as: seen_as(control, connection),
+                seen_as: Some(seen_as(control, connection)),
                 clock: control.now(),
             }),
             _ => break,

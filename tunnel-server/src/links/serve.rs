@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 use tunnel_net::stream::{MessageError, read_message, write_message};
+use tunnel_proto::defaults::LINK_IDLE_TIMEOUT;
 use tunnel_proto::frame::FrameError;
 use tunnel_proto::message::{FromAgent, FromServer, Goodbye, Ping, Pong, Welcome};
 use tunnel_proto::names::Subject;
@@ -71,6 +73,8 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
         state: Mutex::new(State {
             presence,
             report,
+            told: None,
+            echo: None,
             offers: Default::default(),
         }),
     });
@@ -231,13 +235,24 @@ async fn read(
 }
 
 fn answer_ping(control: &Control, link: &Link, ping: &Ping) {
-    let proof = u64::from_be_bytes(control.random());
-    link.state().presence.handle_ping(Instant::now(), ping, proof);
+    let proof = u32::from_be_bytes(control.random()).into();
     let (_, seen_as) = control.relay.peer_of(link.connection.remote_address());
+    let mut state = link.state();
+    state.presence.handle_ping(Instant::now(), ping, proof);
+    state.echo = ping.echo_after_millis.map(|millis| {
+        let (outbox, echo) = (link.outbox.clone(), FromServer::Echo(ping.seq));
+        let after = Duration::from_millis(millis.into()).min(LINK_IDLE_TIMEOUT);
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            let _ = outbox.try_send(echo);
+        }))
+    });
+    let news = state.told.replace(seen_as) != Some(seen_as);
+    drop(state);
     let pong = Pong {
         seq: ping.seq,
         proof,
-        seen_as: seen_as.to_string(),
+        seen_as: news.then(|| seen_as.to_string()),
         clock: control.now(),
     };
     link.send(FromServer::Pong(pong));

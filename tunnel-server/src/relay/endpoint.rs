@@ -18,11 +18,11 @@ use super::shared::Shared;
 use super::train::Train;
 use super::udp::Target;
 
-/// Random bytes of a connection id.
+/// Random bytes of a connection id. Each packet of an idle link carries one, so it is short.
 const RANDOM: usize = 8;
 
-/// Bytes of a connection id that show that it is one of ours.
-const TAG: usize = 8;
+/// Bytes of a connection id that show that it is one of ours. Who guesses them gets a stateless reset, no more.
+const TAG: usize = 3;
 
 /// Least time between two stateless resets. They are smaller than what they answer and go only to who knows a connection
 /// id of ours, so that they may tell a whole fleet after a restart, within seconds, that its links are gone.
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn only_what_can_be_of_a_link_is_taken() {
         assert!(is_plausible(&[0x40; LEAST_SHORT]));
-        assert!(is_plausible(&[0xc0, 0, 0, 0, 1, 16]));
+        assert!(is_plausible(&[0xc0, 0, 0, 0, 1, 11]));
         assert!(is_plausible(&[0xc0, 0, 0, 0, 1, 20]));
         for bad in [
             &[][..],
