@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may unwrap")]
 
+mod approvals;
 mod audit;
 mod backpressure;
 mod blindness;

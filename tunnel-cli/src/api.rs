@@ -11,7 +11,7 @@ use tunnel_net::ServerAddr;
 use tunnel_net::tls;
 use tunnel_proto::api::*;
 use tunnel_proto::names::GroupName;
-use tunnel_proto::{Code, DeviceId, Refusal, TunnelId};
+use tunnel_proto::{ApprovalId, Code, DeviceId, Refusal, TunnelId};
 
 use crate::commands::members::Member;
 use crate::home::Login;
@@ -235,6 +235,67 @@ impl Api {
             .as_deref()
             .map_or(Code::TunnelClosed, Code::from_text);
         Ok(News::Ended(code.into()))
+    }
+
+    /// Asks for an approval.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn ask_approval(&mut self, request: &AskApproval) -> Result<Approval, HttpError> {
+        self.send(Method::POST, "/v1/approvals", Some(request), ONE).await
+    }
+
+    /// Lists the approvals that the caller may see; those that have ended too if `all`.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn approvals(&mut self, all: bool) -> Result<Vec<Approval>, HttpError> {
+        self.get(&format!("/v1/approvals?all={all}"), LIST).await
+    }
+
+    /// Shows one approval.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn approval(&mut self, id: ApprovalId) -> Result<Approval, HttpError> {
+        self.get(&format!("/v1/approvals/{id}"), ONE).await
+    }
+
+    /// Waits until an approval is decided, or the server stops waiting.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn await_decision(&mut self, id: ApprovalId) -> Result<Approval, HttpError> {
+        let path = format!("/v1/approvals/{id}/decision");
+        let body = self.request(Method::GET, &path, None, ONE, END).await?;
+        serde_json::from_slice(&body).map_err(|error| unreadable(&error))
+    }
+
+    /// Decides about an approval: `verb` is `approve` or `deny`.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn decide_approval(
+        &mut self,
+        id: ApprovalId,
+        verb: &str,
+        request: &DecideApproval,
+    ) -> Result<Approval, HttpError> {
+        let path = format!("/v1/approvals/{id}/{verb}");
+        self.send(Method::POST, &path, Some(request), ONE).await
+    }
+
+    /// Takes an approval back.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn withdraw_approval(
+        &mut self,
+        id: ApprovalId,
+        request: &DecideApproval,
+    ) -> Result<WithdrawnApproval, HttpError> {
+        let path = format!("/v1/approvals/{id}/withdraw");
+        self.send(Method::POST, &path, Some(request), ONE).await
     }
 
     /// Makes an enrolment code.

@@ -21,7 +21,7 @@ use crate::ttl::Span;
 )]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused, 4 not reachable, 5 deadline passed, \
-70 our fault, 130 interrupted; `tunnel ssh` and `tunnel scp` end with OpenSSH's own, and 255 for ours."
+6 needs an approval, 70 our fault, 130 interrupted; `tunnel ssh` and `tunnel scp` end with OpenSSH's own, and 255 for ours."
 )]
 pub struct Cli {
     /// Options of all commands.
@@ -85,6 +85,16 @@ pub enum Command {
     Rotate(Rotate),
     /// Cut tunnels of anybody: one, or all of a device, an operator or a group
     Cut(Cut),
+    /// Ask others to agree to what policy permits only then
+    Request(Request),
+    /// List approvals: what you asked for, and what is yours to decide
+    Approvals(Approvals),
+    /// Agree to what somebody else asks for
+    Approve(Approve),
+    /// Say no to what somebody else asks for
+    Deny(Deny),
+    /// Take an approval back: what rests on it is cut
+    Withdraw(Deny),
     /// Show, check, test or replace the policy
     #[command(subcommand)]
     Policy(Policy),
@@ -158,6 +168,9 @@ pub struct Ask {
     /// Why, for the record [env: TUNNEL_REASON]
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+    /// In an emergency: without the approvals that policy asks for, for a short time. Needs a reason; it raises an alarm
+    #[arg(long, requires = "reason")]
+    pub break_glass: bool,
     /// Use only `udp` or only `websocket`, instead of what works best [env: TUNNEL_CARRIER; default: auto]
     #[arg(long, value_name = "CARRIER")]
     pub carrier: Option<Try>,
@@ -276,6 +289,68 @@ pub struct Cut {
     /// All of the operators of a group
     #[arg(long, value_name = "GROUP")]
     pub operator_group: Option<GroupName>,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// `tunnel request`.
+#[derive(Debug, Args)]
+pub struct Request {
+    /// The device, or several joined by commas
+    #[arg(value_name = "DEVICES")]
+    pub devices: List<String>,
+    /// The service there, or several joined by commas
+    #[arg(value_name = "SERVICES")]
+    pub services: List<ServiceName>,
+    /// Why, for those who decide and for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// For how long after it was given tunnels may live, as `2h` [default: the server's]
+    #[arg(long = "for", value_name = "TIME")]
+    pub window: Option<Span>,
+    /// Wait for the decision: for this time, or as long as somebody can decide
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true)]
+    pub wait: Option<Option<Span>>,
+}
+
+/// Several of a kind, joined by commas.
+#[derive(Clone, Debug)]
+pub struct List<T>(pub Vec<T>);
+
+impl<T: std::str::FromStr> std::str::FromStr for List<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        text.split(',')
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+/// `tunnel approvals`.
+#[derive(Debug, Args)]
+pub struct Approvals {
+    /// The one to show: its id, or the first digits of it
+    pub approval: Option<String>,
+    /// List ended ones too
+    #[arg(long, conflicts_with = "approval")]
+    pub all: bool,
+}
+
+/// `tunnel approve`.
+#[derive(Debug, Args)]
+pub struct Approve {
+    /// The approval's id, or the first digits of it
+    pub approval: String,
+}
+
+/// `tunnel deny` and `tunnel withdraw`.
+#[derive(Debug, Args)]
+pub struct Deny {
+    /// The approval's id, or the first digits of it
+    pub approval: String,
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,

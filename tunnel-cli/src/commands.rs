@@ -1,6 +1,7 @@
 //! The commands that ask the server something and show the answer.
 
 pub mod access;
+pub mod approvals;
 pub mod audit;
 pub mod cut;
 pub mod devices;

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tunnel_net::websocket::{self, WebSocketError};
 use tunnel_net::{ServerAddr, tls};
 use tunnel_proto::api::ErrorBody;
+use tunnel_proto::code::Exit;
 use tunnel_proto::{Code, defaults};
 
 use crate::failure::Failure;
@@ -48,6 +49,11 @@ impl HttpError {
             Self::Refused(body) => body.code,
             Self::Failed { code, .. } => *code,
         }
+    }
+
+    /// Says whether the same may be answered a little later: nobody refused it.
+    pub fn may_pass(&self) -> bool {
+        matches!(self.code().exit(), Exit::Unreachable | Exit::Deadline) || self.code() == Code::Busy
     }
 
     /// Makes the failure of a command; `what` says what failed.

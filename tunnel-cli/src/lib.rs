@@ -157,6 +157,11 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Close(args) => commands::tunnels::close(context, args).await,
         Command::Rotate(args) => commands::tunnels::rotate(context, args).await,
         Command::Cut(args) => commands::cut::cut(context, args).await,
+        Command::Request(args) => commands::approvals::request(context, args).await,
+        Command::Approvals(args) => commands::approvals::approvals(context, args).await,
+        Command::Approve(args) => commands::approvals::approve(context, args).await,
+        Command::Deny(args) => commands::approvals::deny(context, args).await,
+        Command::Withdraw(args) => commands::approvals::withdraw(context, args).await,
         Command::Policy(args) => commands::policy::policy(context, args).await,
         Command::Why(args) => commands::why::why(context, args).await,
         Command::Facts(args) => commands::members::facts(context, args).await,
@@ -183,6 +188,7 @@ fn with_environment(ask: args::Ask) -> Result<tunnel::Ask, Failure> {
         reason: ask
             .reason
             .map_or_else(|| from_environment("TUNNEL_REASON"), |reason| Ok(Some(reason)))?,
+        break_glass: ask.break_glass || from_environment(BREAK_GLASS)?.unwrap_or(false),
         carriers: ask
             .carrier
             .map_or_else(|| from_environment("TUNNEL_CARRIER"), |carrier| Ok(Some(carrier)))?
@@ -194,6 +200,9 @@ fn with_environment(ask: args::Ask) -> Result<tunnel::Ask, Failure> {
             .transpose()?,
     })
 }
+
+/// Hands `--break-glass` on to the ProxyCommand of `ssh`: `true` or `false`.
+const BREAK_GLASS: &str = "TUNNEL_BREAK_GLASS";
 
 /// Reads a value from the environment; `None` where it is not set, or empty.
 fn from_environment<T: FromStr<Err: Display>>(name: &str) -> Result<Option<T>, Failure> {

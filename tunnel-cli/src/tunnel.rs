@@ -51,6 +51,8 @@ pub struct Ask {
     pub ttl: Option<Span>,
     /// Why, for the record.
     pub reason: Option<String>,
+    /// Whether it is an emergency, in which approvals are done without.
+    pub break_glass: bool,
     /// Over which carriers.
     pub carriers: Try,
     /// A permit of the owner's keys, as it travels.
@@ -91,6 +93,7 @@ impl Tunnel {
                 .permit
                 .as_ref()
                 .map(|permit| URL_SAFE_NO_PAD.encode(permit)),
+            break_glass: wish.ask.break_glass,
         };
         let answer = api
             .open(&request)

@@ -160,6 +160,7 @@ fn question(number: usize) -> Question {
             ttl: Duration::from_secs(3600),
             reason: Some("INC-7".into()),
             approval: None,
+            break_glass: false,
         },
     }
 }

@@ -31,6 +31,8 @@ pub struct Cases {
 struct Case {
     name: String,
     question: Question,
+    /// Who asks, where it is about an approval by the operator.
+    requester: Option<Operator>,
     expect: Outcome,
     policies: Option<Vec<String>>,
 }
@@ -126,7 +128,10 @@ impl Case {
             visible,
             mut decision,
             ..
-        } = engine.weigh(&self.question);
+        } = match &self.requester {
+            Some(requester) => engine.weigh_approval(&self.question, requester),
+            None => engine.weigh(&self.question),
+        };
         if !visible {
             decision.outcome = Outcome::Deny;
         }
@@ -165,6 +170,10 @@ struct RawCase {
     operator: OperatorName,
     #[serde(default)]
     groups: Vec<GroupName>,
+    /// Who asks for what the operator would agree to.
+    requester: Option<OperatorName>,
+    #[serde(default)]
+    requester_groups: Vec<GroupName>,
     device: DeviceId,
     #[serde(default)]
     device_groups: Vec<GroupName>,
@@ -190,6 +199,8 @@ struct RawContext {
     ttl: Option<String>,
     reason: Option<String>,
     approvers: Option<Vec<OperatorName>>,
+    #[serde(default)]
+    break_glass: bool,
 }
 
 /// What the device says of itself, as it is written.
@@ -228,6 +239,7 @@ impl RawCase {
             .ok_or_else(|| reader.wrong("expect", "is `allow`, `deny` or `approval`"))?;
         let context = self.context;
         let approval = context.approvers.map(|approvers| Approval {
+            id: None,
             approvers,
             until: now.after(Duration::from_secs(3600)),
         });
@@ -262,6 +274,7 @@ impl RawCase {
                     .unwrap_or(Duration::from_secs(3600)),
                 reason: context.reason,
                 approval,
+                break_glass: context.break_glass,
             },
         };
         let mut policies = self.policies;
@@ -271,6 +284,10 @@ impl RawCase {
         Ok(Case {
             name,
             question,
+            requester: self.requester.map(|name| Operator {
+                name,
+                groups: self.requester_groups,
+            }),
             expect,
             policies,
         })

@@ -12,7 +12,7 @@ use crate::check::{self, PolicyErrors, SCHEMAS};
 use crate::entities;
 use crate::index::{Answer, Index};
 use crate::limits::{self, Annotations, Limits};
-use crate::question::{Action, Device, Question, Request};
+use crate::question::{Action, Approval, Device, MAX_APPROVALS, Operator, Question, Request};
 
 /// A policy set that was checked and decides.
 pub struct Engine {
@@ -24,12 +24,13 @@ pub struct Engine {
     authorizer: Authorizer,
 }
 
-/// The policies of one action. Those that forbid only what nobody has agreed to stand apart, since an agreement takes
-/// them away.
+/// The policies of one action. Those that forbid only what too few have agreed to stand apart, since agreements take them
+/// away.
 #[derive(Default)]
 struct Rules {
     firm: Index,
-    unless_approved: Index,
+    /// By how many they ask for.
+    unless_approved: BTreeMap<u32, Index>,
 }
 
 /// The policies that say which devices belong to a reported group.
@@ -161,13 +162,15 @@ impl Engine {
             add(&mut self.groups.policies, policy);
             return;
         }
-        let soft = annotations.approval && policy.effect() == Effect::Forbid;
+        let unless_approved = match policy.effect() {
+            Effect::Forbid => annotations.approvals,
+            Effect::Permit => 0,
+        };
         for (action, rules) in &mut self.rules {
             if concerns(policy, action) {
-                let index = if soft {
-                    &mut rules.unless_approved
-                } else {
-                    &mut rules.firm
+                let index = match unless_approved {
+                    0 => &mut rules.firm,
+                    count => rules.unless_approved.entry(count).or_default(),
                 };
                 add(index, policy);
             }
@@ -176,20 +179,84 @@ impl Engine {
 
     /// Decides whether an operator may have a tunnel, and with which limits.
     pub fn weigh(&self, question: &Question) -> Verdict {
-        let Question {
-            operator,
-            circumstances,
-            device,
-            terms,
-        } = question;
-        let ask = |action| {
-            self.decide(&Request {
-                operator,
-                action,
-                circumstances,
-            })
-        };
-        let view = ask(Action::View(device));
+        self.weigh_each(question, |service| self.connect(question, service))
+    }
+
+    /// Decides whether an operator may agree to what another asks for: the question is put by who would agree, and its
+    /// terms are those of the other. Nobody agrees to an own request (THREATS POL-12).
+    pub fn weigh_approval(&self, question: &Question, requester: &Operator) -> Verdict {
+        self.weigh_each(question, |service| {
+            if requester.name == question.operator.name {
+                return Decision::deny(Vec::new(), Vec::new());
+            }
+            let Question { device, terms, .. } = question;
+            self.ask(
+                question,
+                Action::Approve {
+                    device,
+                    service,
+                    terms,
+                    requester,
+                },
+            )
+        })
+    }
+
+    /// Returns how many have to agree before a tunnel is permitted; `None` if that does not help.
+    pub fn approvals_needed(&self, question: &Question) -> Option<u32> {
+        let mut question = question.clone();
+        (0..=MAX_APPROVALS).find(|count| {
+            question.terms.approval = Approval::supposed(*count, question.circumstances.now);
+            self.weigh(&question).is_allowed()
+        })
+    }
+
+    fn ask(&self, question: &Question, action: Action<'_>) -> Decision {
+        self.decide(&Request {
+            operator: &question.operator,
+            action,
+            circumstances: &question.circumstances,
+        })
+    }
+
+    /// Decides about one service of a tunnel. Who breaks the glass needs the right to connect as if all had agreed, and
+    /// the right to do that.
+    fn connect(&self, question: &Question, service: &ServiceName) -> Decision {
+        let Question { device, terms, .. } = question;
+        let connect = self.ask(
+            question,
+            Action::Connect {
+                device,
+                service,
+                terms,
+            },
+        );
+        if !terms.break_glass || !connect.is_allowed() {
+            return connect;
+        }
+        let alone = self.ask(
+            question,
+            Action::BreakGlass {
+                device,
+                service,
+                terms,
+            },
+        );
+        if !alone.is_allowed() {
+            return alone;
+        }
+        let mut policies = connect.policies;
+        policies.extend(alone.policies);
+        Decision {
+            policies,
+            limits: connect.limits.narrowest(alone.limits),
+            ..connect
+        }
+    }
+
+    /// Decides about all services together; one that may not see the device learns no more.
+    fn weigh_each(&self, question: &Question, decide: impl Fn(&ServiceName) -> Decision) -> Verdict {
+        let view = self.ask(question, Action::View(&question.device));
         if !view.is_allowed() {
             return Verdict {
                 visible: false,
@@ -198,7 +265,7 @@ impl Engine {
             };
         }
         let mut all = Decision {
-            outcome: if terms.services.is_empty() {
+            outcome: if question.terms.services.is_empty() {
                 Outcome::Deny
             } else {
                 Outcome::Allow
@@ -208,12 +275,8 @@ impl Engine {
             limits: Limits::default(),
         };
         let mut denied: Option<(Decision, ServiceName)> = None;
-        for service in &terms.services {
-            let decision = ask(Action::Connect {
-                device,
-                service,
-                terms,
-            });
+        for service in &question.terms.services {
+            let decision = decide(service);
             match decision.outcome {
                 Outcome::Allow => {
                     all.limits = all.limits.narrowest(decision.limits);
@@ -239,26 +302,8 @@ impl Engine {
 
     /// Decides about one of the services that a tunnel is asked for with, as if it were the only one that counts.
     pub(crate) fn weigh_service(&self, question: &Question, service: &ServiceName) -> Outcome {
-        let Question {
-            operator,
-            circumstances,
-            device,
-            terms,
-        } = question;
-        let ask = |action| {
-            self.decide(&Request {
-                operator,
-                action,
-                circumstances,
-            })
-        };
-        if ask(Action::View(device)).is_allowed() {
-            ask(Action::Connect {
-                device,
-                service,
-                terms,
-            })
-            .outcome
+        if self.ask(question, Action::View(&question.device)).is_allowed() {
+            self.connect(question, service).outcome
         } else {
             Outcome::Deny
         }
@@ -285,7 +330,10 @@ impl Engine {
         entities: &Entities,
         asked: &cedar_policy::Request,
     ) -> Decision {
-        let approved = matches!(&request.action, Action::Connect { terms, .. } if terms.approval.is_some());
+        let agreed = match &request.action {
+            Action::Connect { terms, .. } => terms.agreed(),
+            _ => 0,
+        };
         let answer = rules.firm.weigh(&self.authorizer, asked, entities);
         if !answer.is_permitted() {
             return Decision::deny(self.names(&answer.forbids), errors(&answer));
@@ -293,17 +341,20 @@ impl Engine {
         if let Some(failed) = self.failed(&answer) {
             return failed;
         }
-        if !approved {
-            let soft = rules.unless_approved.weigh(&self.authorizer, asked, entities);
-            if let Some(failed) = self.failed(&soft) {
-                return failed;
-            }
-            if !soft.forbids.is_empty() {
-                return Decision {
-                    outcome: Outcome::NeedsApproval,
-                    ..Decision::deny(self.names(&soft.forbids), Vec::new())
-                };
-            }
+        let mut soft = Answer::default();
+        for (_, index) in rules.unless_approved.iter().filter(|(count, _)| **count > agreed) {
+            let answer = index.weigh(&self.authorizer, asked, entities);
+            soft.forbids.extend(answer.forbids);
+            soft.failed.extend(answer.failed);
+        }
+        if let Some(failed) = self.failed(&soft) {
+            return failed;
+        }
+        if !soft.forbids.is_empty() {
+            return Decision {
+                outcome: Outcome::NeedsApproval,
+                ..Decision::deny(self.names(&soft.forbids), Vec::new())
+            };
         }
         let notes: Vec<&Note> = answer
             .permits
@@ -312,7 +363,7 @@ impl Engine {
             .collect();
         let counting: Vec<&&Note> = notes
             .iter()
-            .filter(|note| approved || !note.annotations.approval)
+            .filter(|note| agreed >= note.annotations.approvals)
             .collect();
         if counting.is_empty() {
             return Decision {

@@ -10,7 +10,7 @@ use cedar_policy::{
 use tunnel_proto::names::{FactName, FactValue, GroupName};
 use tunnel_proto::{ServiceName, UnixTime};
 
-use crate::question::{Action, Approval, Circumstances, Device, Request, Terms};
+use crate::question::{Action, Approval, Circumstances, Device, Operator, Request, Terms};
 
 /// The name of the action whose policies say which devices belong to a reported group.
 pub(crate) const BELONG: &str = "belong";
@@ -26,11 +26,10 @@ pub(crate) fn build(
     let action = uid(&KINDS.action, request.action.as_str());
     let clock = request.circumstances.clock();
     let (mut entities, resource) = resource(&request.action, groups, clock)?;
-    entities.push(entity(
-        operator.clone(),
-        vec![("name", text(request.operator.name.as_str()))],
-        parents(&KINDS.operator_group, &request.operator.groups).collect(),
-    )?);
+    entities.push(operator_entity(request.operator)?);
+    if let Action::Approve { requester, .. } = &request.action {
+        entities.push(operator_entity(requester)?);
+    }
     let context = Context::from_pairs(context(request)?).map_err(|error| error.to_string())?;
     // Without a clock that can be relied on, the time and all ages are absent, which the schema would not let pass: then
     // only the policies that ask for them fail.
@@ -63,6 +62,14 @@ pub(crate) fn belongs(device: &Device, group: &str) -> Result<cedar_policy::Requ
     .map_err(|error| error.to_string())
 }
 
+fn operator_entity(operator: &Operator) -> Result<Entity, String> {
+    entity(
+        uid(&KINDS.operator, operator.name.as_str()),
+        vec![("name", text(operator.name.as_str()))],
+        parents(&KINDS.operator_group, &operator.groups).collect(),
+    )
+}
+
 /// Returns the resource of an action, with the entities that describe it.
 fn resource(
     action: &Action<'_>,
@@ -75,7 +82,7 @@ fn resource(
     };
     let mut entities = device_entities(device, groups, clock)?;
     let owner = uid(&KINDS.device, device.id.as_str());
-    let Action::Connect { service, .. } = action else {
+    let Some((service, _)) = action.service() else {
         return Ok((entities, owner));
     };
     // Neither name can have a `/` in it, so that there is one spelling of each pair.
@@ -198,19 +205,31 @@ fn context(request: &Request<'_>) -> Result<Vec<(String, RestrictedExpression)>,
         pairs.push(("certificate_age_secs", seconds(certificate_age.as_secs())));
         pairs.extend(mfa_age.map(|age| ("mfa_age_secs", seconds(age.as_secs()))));
     }
-    if let Action::Connect { terms, .. } = &request.action {
-        let Terms {
-            services,
-            ttl,
-            reason,
-            approval,
-        } = terms;
-        pairs.push(("ttl_secs", seconds(ttl.as_secs())));
-        pairs.push(("services", service_set(services)));
-        pairs.extend(reason.as_deref().map(|reason| ("reason", text(reason))));
-        if let Some(approval) = approval {
-            pairs.push(("approval", approval_record(approval)?));
+    match &request.action {
+        Action::Connect { terms, .. } | Action::BreakGlass { terms, .. } => {
+            let Terms {
+                services,
+                ttl,
+                reason,
+                approval,
+                break_glass,
+            } = terms;
+            pairs.push(("ttl_secs", seconds(ttl.as_secs())));
+            pairs.push(("services", service_set(services)));
+            pairs.push(("break_glass", RestrictedExpression::new_bool(*break_glass)));
+            pairs.extend(reason.as_deref().map(|reason| ("reason", text(reason))));
+            if let Some(approval) = approval {
+                pairs.push(("approval", approval_record(approval)?));
+            }
         }
+        Action::Approve { terms, requester, .. } => {
+            let requester = uid(&KINDS.operator, requester.name.as_str());
+            pairs.push(("requester", RestrictedExpression::new_entity_uid(requester)));
+            pairs.push(("window_secs", seconds(terms.ttl.as_secs())));
+            pairs.push(("services", service_set(&terms.services)));
+            pairs.push(("reason", text(terms.reason.as_deref().unwrap_or_default())));
+        }
+        _ => {}
     }
     Ok(pairs
         .into_iter()

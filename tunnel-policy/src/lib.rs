@@ -28,7 +28,8 @@ pub use diff::{Difference, diff};
 pub use engine::{Decision, Engine, Outcome, Verdict};
 pub use limits::Limits;
 pub use question::{
-    Action, Approval, Circumstances, Device, Fact, Operator, Question, Reported, Request, Terms,
+    Action, Approval, Circumstances, Device, Fact, MAX_APPROVALS, Operator, Question, Reported, Request,
+    Terms,
 };
 
 pub use replay::{Line, Past, Replay, Replayed};

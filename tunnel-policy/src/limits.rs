@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cedar_policy::{ActionConstraint, Effect, Policy};
 
+use crate::question::MAX_APPROVALS;
 use crate::units;
 
 /// What a tunnel may use at most; `None` where no policy says anything.
@@ -61,8 +62,8 @@ fn narrower<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
 pub(crate) struct Annotations {
     /// The limits of what it permits.
     pub(crate) limits: Limits,
-    /// Whether it permits only, or forbids unless, others have agreed.
-    pub(crate) approval: bool,
+    /// How many others have to agree: before that it permits nothing, or forbids. 0 if nobody has to.
+    pub(crate) approvals: u32,
 }
 
 /// Reads the annotations of a policy.
@@ -71,7 +72,10 @@ pub(crate) struct Annotations {
 /// Returns what is wrong with each.
 pub(crate) fn read(policy: &Policy) -> Result<Annotations, Vec<String>> {
     let (mut read, mut errors) = (Annotations::default(), Vec::new());
-    let connects = only_connects(policy);
+    let (opens, connects) = (
+        is_only(policy, &["connect", "break-glass"]),
+        is_only(policy, &["connect"]),
+    );
     for (key, value) in policy.annotations() {
         let limits = &mut read.limits;
         let problem = match key {
@@ -82,16 +86,24 @@ pub(crate) fn read(policy: &Policy) -> Result<Annotations, Vec<String>> {
             "max_bytes" => set(&mut limits.bytes, units::size(value), "a size, as `1GiB`"),
             "max_rate" => set(&mut limits.rate, units::rate(value), "a rate, as `1MiB/s`"),
             "requires_approval" => {
-                read.approval = true;
+                read.approvals = read.approvals.max(1);
                 (!value.is_empty()).then(|| "is written without a value".to_owned())
             }
-            _ => Some("is not known; there are `id`, `note`, `max_lifetime`, `max_sessions`, `max_tunnels`, `max_bytes`, `max_rate` and `requires_approval`".to_owned()),
+            "approvals" => {
+                let count = units::count(value).filter(|count| *count <= MAX_APPROVALS);
+                read.approvals = read.approvals.max(count.unwrap_or_default());
+                count.is_none().then(|| format!("is not a number up to {MAX_APPROVALS}, as `2`"))
+            }
+            _ => Some("is not known; there are `id`, `note`, `max_lifetime`, `max_sessions`, `max_tunnels`, `max_bytes`, `max_rate`, `requires_approval` and `approvals`".to_owned()),
         };
         let is_limit = key.starts_with("max_");
-        let misplaced = match (is_limit || key == "requires_approval", connects, policy.effect()) {
-            (true, false, _) => Some("is for policies with `action == Action::\"connect\"`".to_owned()),
-            (true, true, Effect::Forbid) if is_limit => Some("is for a `permit`".to_owned()),
-            _ => None,
+        let is_approval = matches!(key, "requires_approval" | "approvals");
+        let misplaced = if is_limit && !opens || is_approval && !connects {
+            Some("is for policies with `action == Action::\"connect\"`".to_owned())
+        } else if is_limit && policy.effect() == Effect::Forbid {
+            Some("is for a `permit`".to_owned())
+        } else {
+            None
         };
         errors.extend(
             problem
@@ -114,12 +126,13 @@ fn set<T>(place: &mut Option<T>, value: Option<T>, wanted: &str) -> Option<Strin
     place.is_none().then(|| format!("is not {wanted}"))
 }
 
-fn only_connects(policy: &Policy) -> bool {
-    let is_connect = |action: &cedar_policy::EntityUid| action.id().unescaped() == "connect";
+/// Says whether a policy is about no other actions than these.
+fn is_only(policy: &Policy, names: &[&str]) -> bool {
+    let is_one = |action: &cedar_policy::EntityUid| names.contains(&action.id().unescaped());
     match policy.action_constraint() {
         ActionConstraint::Any => false,
-        ActionConstraint::Eq(action) => is_connect(&action),
-        ActionConstraint::In(actions) => actions.iter().all(is_connect),
+        ActionConstraint::Eq(action) => is_one(&action),
+        ActionConstraint::In(actions) => actions.iter().all(is_one),
     }
 }
 

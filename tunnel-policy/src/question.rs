@@ -2,13 +2,13 @@
 //!
 //! A [`Question`] holds everything that counts and can be written down, so that a decision of the past can be made again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tunnel_proto::names::{FactName, FactValue, GroupName};
-use tunnel_proto::{DeviceId, OperatorName, ServiceName, UnixTime};
+use tunnel_proto::{ApprovalId, DeviceId, OperatorName, ServiceName, UnixTime};
 
 /// The question whether an operator may have a tunnel, with all that the answer depends on.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -71,15 +71,47 @@ pub struct Terms {
     /// What others have agreed to, if they have. Whether it fits the request was checked before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Approval>,
+    /// Whether it is asked for without the approvals that policy asks for.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub break_glass: bool,
 }
+
+impl Terms {
+    /// Returns how many have agreed; who breaks the glass needs nobody.
+    pub(crate) fn agreed(&self) -> u32 {
+        if self.break_glass {
+            return u32::MAX;
+        }
+        let names = self.approval.iter().flat_map(|approval| &approval.approvers);
+        u32::try_from(names.collect::<BTreeSet<_>>().len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// Most approvals that policies can ask for.
+pub const MAX_APPROVALS: u32 = 5;
 
 /// The agreement of others to exactly this request.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Approval {
+    /// Which it is; absent where one is only supposed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<ApprovalId>,
     /// Who agreed.
     pub approvers: Vec<OperatorName>,
     /// Until when.
     pub until: UnixTime,
+}
+
+impl Approval {
+    /// Supposes that so many have agreed, by names that nobody has in a rule.
+    pub(crate) fn supposed(count: u32, now: UnixTime) -> Option<Self> {
+        let names = (1..=count).map(|number| format!("some-approver-{number}").parse().ok());
+        (count > 0).then(|| Self {
+            id: None,
+            approvers: names.flatten().collect(),
+            until: now.after(Duration::from_secs(3600)),
+        })
+    }
 }
 
 /// A device, with what the control plane knows of it apart from what it says of itself (THREATS POL-08).
@@ -165,6 +197,26 @@ pub enum Action<'a> {
         /// What the whole tunnel is asked for with.
         terms: &'a Terms,
     },
+    /// Use of one service without the approvals that are asked for.
+    BreakGlass {
+        /// The device.
+        device: &'a Device,
+        /// The service that this request is about.
+        service: &'a ServiceName,
+        /// What the whole tunnel is asked for with.
+        terms: &'a Terms,
+    },
+    /// Agreement to the use of one service by somebody else.
+    Approve {
+        /// The device.
+        device: &'a Device,
+        /// The service that this request is about.
+        service: &'a ServiceName,
+        /// What is asked for as a whole; its lifetime is the window.
+        terms: &'a Terms,
+        /// Who asks for it.
+        requester: &'a Operator,
+    },
     /// Sight of a device.
     View(&'a Device),
     /// Making enrolment codes.
@@ -193,8 +245,10 @@ pub enum Action<'a> {
 
 impl Action<'_> {
     /// The names of all actions, as policies write them.
-    pub const NAMES: [&'static str; 13] = [
+    pub const NAMES: [&'static str; 15] = [
         "connect",
+        "break-glass",
+        "approve",
         "view",
         "manage-enrolment",
         "manage-policy",
@@ -213,6 +267,8 @@ impl Action<'_> {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Connect { .. } => "connect",
+            Self::BreakGlass { .. } => "break-glass",
+            Self::Approve { .. } => "approve",
             Self::View(_) => "view",
             Self::ManageEnrolment => "manage-enrolment",
             Self::ManagePolicy => "manage-policy",
@@ -231,10 +287,28 @@ impl Action<'_> {
     /// Returns the device that the action is about, if it is about one.
     pub(crate) const fn device(&self) -> Option<&Device> {
         match self {
-            Self::Connect { device, .. } | Self::View(device) => Some(device),
+            Self::Connect { device, .. }
+            | Self::BreakGlass { device, .. }
+            | Self::Approve { device, .. }
+            | Self::View(device) => Some(device),
             _ => None,
         }
     }
+
+    /// Returns the service that the action is about, if it is about one, and what it is asked for with.
+    pub(crate) const fn service(&self) -> Option<(&ServiceName, &Terms)> {
+        match self {
+            Self::Connect { service, terms, .. }
+            | Self::BreakGlass { service, terms, .. }
+            | Self::Approve { service, terms, .. } => Some((service, terms)),
+            _ => None,
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_no(value: &bool) -> bool {
+    !*value
 }
 
 fn yes() -> bool {

@@ -90,12 +90,14 @@ pub(crate) fn question(
             ttl: Duration::from_secs(3600),
             reason: reason.map(str::to_owned),
             approval: None,
+            break_glass: false,
         },
     }
 }
 
 fn approved(mut question: Question) -> Question {
     question.terms.approval = Some(Approval {
+        id: None,
         approvers: vec!["ben".parse().unwrap()],
         until: NOW.after(Duration::from_secs(600)),
     });
@@ -270,13 +272,24 @@ fn an_ipv4_address_in_ipv6_clothes_is_an_ipv4_address() {
 
 #[test]
 fn every_action_can_be_permitted_by_its_name_alone() {
-    let (ana, pump) = (operator("ana", &[]), device("pump-17", &[]));
+    let (ana, ben, pump) = (operator("ana", &[]), operator("ben", &[]), device("pump-17", &[]));
     let terms = question(&ana, &pump, &["ssh"], None).terms;
     let actions = [
         Action::Connect {
             device: &pump,
             service: &terms.services[0],
             terms: &terms,
+        },
+        Action::BreakGlass {
+            device: &pump,
+            service: &terms.services[0],
+            terms: &terms,
+        },
+        Action::Approve {
+            device: &pump,
+            service: &terms.services[0],
+            terms: &terms,
+            requester: &ben,
         },
         Action::View(&pump),
         Action::ManageEnrolment,

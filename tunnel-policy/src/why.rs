@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cedar_policy::{Effect, Entities, Policy, PolicySet};
-use tunnel_proto::OperatorName;
 
 use crate::check::SCHEMAS;
 use crate::engine::{Engine, Verdict};
 use crate::entities;
-use crate::question::{Action, Approval, Question, Request};
+use crate::question::{Action, Approval, MAX_APPROVALS, Question, Request};
 
 /// A policy, as it is shown to who may read policies.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,7 +77,9 @@ impl Need {
         let (terms, circumstances) = (&mut question.terms, &mut question.circumstances);
         let shortest = Duration::from_secs(60);
         match self {
-            Self::Approval if terms.approval.is_none() => terms.approval = Some(approval(circumstances.now)),
+            Self::Approval if terms.approval.is_none() => {
+                terms.approval = Approval::supposed(MAX_APPROVALS, circumstances.now);
+            }
             Self::Reason if terms.reason.is_none() => terms.reason = Some("a reason".into()),
             Self::Login if !circumstances.certificate_age.is_zero() => {
                 circumstances.certificate_age = Duration::ZERO
@@ -90,18 +91,6 @@ impl Need {
             _ => return false,
         }
         true
-    }
-}
-
-/// The agreement of two, by names that nobody has in a rule.
-fn approval(now: tunnel_proto::UnixTime) -> Approval {
-    let names = ["some-approver", "other-approver"];
-    Approval {
-        approvers: names
-            .iter()
-            .filter_map(|name| name.parse::<OperatorName>().ok())
-            .collect(),
-        until: now.after(Duration::from_secs(3600)),
     }
 }
 

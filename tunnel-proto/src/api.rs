@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
-use crate::ids::{CircuitId, TunnelId};
+use crate::ids::{ApprovalId, CircuitId, TunnelId};
 
 /// The error body of every refused request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,10 @@ pub struct Status {
     /// How many cuts no device has confirmed in time, for who may see the tunnels of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unconfirmed_cuts: Option<u64>,
+    /// How many tunnels of the last day were opened without the approvals that policy asks for, for who may see the tunnels
+    /// of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broken_glass: Option<u64>,
 }
 
 /// A device, as `GET /v1/devices` lists it. Only what policy lets the caller see is listed.
@@ -183,6 +187,10 @@ pub struct OpenTunnel {
     /// A permit of the owner's keys, base64url, for services that the device keeps locked. The server hands it on unread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permit: Option<String>,
+    /// Whether it is an emergency, in which the approvals are done without that policy asks for. Needs a reason and the
+    /// right to `break-glass`.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub break_glass: bool,
 }
 
 /// Answer to [`OpenTunnel`]: what the CLI needs to attach.
@@ -287,6 +295,13 @@ pub struct Tunnel {
     /// What policy lets it use.
     #[serde(default)]
     pub limits: Limits,
+    /// Whether it was opened without the approvals that policy asks for.
+    #[serde(default)]
+    pub break_glass: bool,
+    /// The approval that it rests on.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub approval: Option<ApprovalId>,
     /// Datagrams and bytes that the relay forwarded, while it is open.
     pub traffic: Option<Traffic>,
 }
@@ -461,6 +476,78 @@ pub struct CutTunnel {
     pub stopped_micros: u64,
     /// Microseconds until the device had confirmed; `null` if it has not. That becomes an alarm.
     pub confirmed_micros: Option<u64>,
+}
+
+/// `POST /v1/approvals`: asks others to agree to tunnels that policy permits only then.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AskApproval {
+    /// The devices, at least one.
+    pub devices: Vec<String>,
+    /// The services on each of them, at least one.
+    pub services: Vec<String>,
+    /// Why, for those who decide and for the record.
+    pub reason: String,
+    /// For how long after it was given tunnels may live, in seconds; the server's default if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_secs: Option<u64>,
+}
+
+/// `POST /v1/approvals/{id}/approve`, `.../deny` and `.../withdraw`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DecideApproval {
+    /// Why, for the one who asked and for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// An approval, as `GET /v1/approvals` shows it to who asked and to those who may decide.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Approval {
+    /// The approval.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub id: ApprovalId,
+    /// Who asked, and nobody else may use it.
+    pub requester: String,
+    /// The devices.
+    pub devices: Vec<String>,
+    /// The services on each of them.
+    pub services: Vec<String>,
+    /// Why it was asked for.
+    pub reason: String,
+    /// For how long after it was given it counts, in seconds.
+    pub window_secs: u64,
+    /// `pending`, `approved`, `denied`, `withdrawn` or `expired`.
+    pub state: String,
+    /// How many have to agree.
+    pub needed: u32,
+    /// Who has agreed.
+    pub approvers: Vec<String>,
+    /// When it was asked for, in seconds since 1970.
+    pub asked_at: u64,
+    /// When it ends, in seconds since 1970: nobody has decided by then, or the window is over.
+    pub expires_at: u64,
+    /// Who denied or withdrew it.
+    pub ended_by: Option<String>,
+    /// Why.
+    pub end_reason: Option<String>,
+    /// Whether the caller may approve it.
+    pub may_approve: bool,
+}
+
+/// Answer of `POST /v1/approvals/{id}/withdraw`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WithdrawnApproval {
+    /// The approval as it is.
+    #[serde(flatten)]
+    pub approval: Approval,
+    /// How many live tunnels rested on it, and were cut.
+    pub tunnels_cut: u64,
 }
 
 /// `POST /v1/suspensions` and `POST /v1/suspensions/lift`: quarantine of a device, or the disabling of an operator.
@@ -715,6 +802,11 @@ pub struct AuditPage {
     /// A signed statement of which records were dropped for their age, base64url COSE_Sign1; absent if none were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropped: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_no(value: &bool) -> bool {
+    !*value
 }
 
 /// Returns the bytes over which a record is hashed: `prev` is 32 bytes, and each text has its length before it.

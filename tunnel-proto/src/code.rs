@@ -55,6 +55,7 @@ macro_rules! codes {
                         | Self::Quarantined
                         | Self::OperatorDisabled
                         | Self::Cut
+                        | Self::ApprovalWithdrawn
                 )
             }
 
@@ -109,7 +110,7 @@ codes! {
     /// Another policy came into force than the one that was edited or decided by.
     PolicyStale = 27, "E_POLICY_STALE", "another policy came into force meanwhile", "look at it with `tunnel policy diff`, and try again", Failed;
     /// Policy permits it only if others agree.
-    ApprovalRequired = 28, "E_APPROVAL_REQUIRED", "policy permits this only if somebody approves it", "ask for an approval", Denied;
+    ApprovalRequired = 28, "E_APPROVAL_REQUIRED", "policy permits this only if somebody approves it", "ask for an approval with `tunnel request DEVICE SERVICE --reason TEXT`", Approval;
 
     /// The agent is not linked.
     DeviceOffline = 30, "E_DEVICE_OFFLINE", "the device is not linked to the server", "`tunnel devices` shows when it was last there", Unreachable;
@@ -191,6 +192,16 @@ codes! {
     LockScope = 92, "E_LOCK_SCOPE", "the permit is for another operator, login, device or service", "make a request for this with `tunnel lock request`", Denied;
     /// The permit's window is over, or has not begun.
     LockTime = 93, "E_LOCK_TIME", "the permit does not hold at this time", "`tunnel lock show` tells when it holds; else make a new request", Denied;
+    /// Who decides about an approval has said no.
+    ApprovalDenied = 110, "E_APPROVAL_DENIED", "the approval was denied", "ask who denied it, as `tunnel approvals --all` tells", Denied;
+    /// An approval was taken back, and with it what rests on it.
+    ApprovalWithdrawn = 111, "E_APPROVAL_WITHDRAWN", "the approval was withdrawn", "ask for a new one with `tunnel request`", Denied;
+    /// Nobody has decided in time, or the window of an approval is over.
+    ApprovalExpired = 112, "E_APPROVAL_EXPIRED", "the time of the approval is over", "ask for a new one with `tunnel request`", Denied;
+    /// Somebody wants to decide about an own request.
+    SelfApproval = 113, "E_SELF_APPROVAL", "nobody approves what they ask for themselves", "ask somebody else who may approve it", Denied;
+    /// An approval is asked for where none is needed.
+    ApprovalNeedless = 114, "E_APPROVAL_NEEDLESS", "policy permits this without an approval", "open the tunnel as it is", Failed;
 }
 
 /// How a program ends. The table stands in `docs/exit-codes.md`.
@@ -209,6 +220,8 @@ pub enum Exit {
     Unreachable = 4,
     /// A deadline passed.
     Deadline = 5,
+    /// Refused until somebody approves it.
+    Approval = 6,
     /// A fault of ours.
     Fault = 70,
     /// Interrupted by the user.

@@ -23,6 +23,15 @@ pub const SESSIONS_PER_TUNNEL: u32 = 512;
 /// Facts of each kind that a device may have: more than rules ask for, and less than what makes a record large.
 pub const MAX_FACTS: usize = 32;
 
+/// For how long after it was given an approval counts when nothing else is asked for.
+pub const APPROVAL_WINDOW: Duration = Duration::from_secs(3600);
+
+/// For how long after it was given an approval can count: a week's work on a site.
+pub const APPROVAL_WINDOW_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long a tunnel lives at most that was opened without the approvals that policy asks for.
+pub const BREAK_GLASS_LIFETIME: Duration = Duration::from_secs(30 * 60);
+
 /// Life of a device's certificate, renewed after two thirds.
 pub const DEVICE_CERT_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 

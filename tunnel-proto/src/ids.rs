@@ -128,6 +128,10 @@ id! {
     /// Names one access token, so that it can be redeemed once.
     TokenId
 }
+id! {
+    /// Names one approval from when it is asked for.
+    ApprovalId
+}
 
 #[cfg(test)]
 mod tests {

@@ -39,6 +39,6 @@ pub mod api;
 pub mod audit;
 
 pub use code::{Code, Refusal};
-pub use ids::{CircuitId, TokenId, TunnelId};
+pub use ids::{ApprovalId, CircuitId, TokenId, TunnelId};
 pub use names::{DeviceId, Identity, NodeName, OperatorName, ServiceName, TrustDomain};
 pub use time::UnixTime;

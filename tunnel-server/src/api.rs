@@ -16,6 +16,7 @@ use self::error::ApiError;
 use crate::control::Control;
 
 mod admin;
+mod approvals;
 mod audit;
 pub(crate) mod caller;
 mod carrier;
@@ -74,6 +75,12 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(tunnels::end))
         .routes(routes!(tunnels::cut))
         .routes(routes!(tunnels::rotate))
+        .routes(routes!(approvals::list, approvals::ask))
+        .routes(routes!(approvals::describe))
+        .routes(routes!(approvals::decision))
+        .routes(routes!(approvals::approve))
+        .routes(routes!(approvals::deny))
+        .routes(routes!(approvals::withdraw))
         .routes(routes!(admin::make_enrol_code))
         .routes(routes!(admin::revoke))
         .routes(routes!(suspensions::list, suspensions::suspend))

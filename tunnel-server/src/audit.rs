@@ -10,7 +10,9 @@ use tunnel_policy::Question;
 use tunnel_proto::api::{Limits, Traffic};
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::{FactName, FactValue, GroupName};
-use tunnel_proto::{Code, DeviceId, Identity, NodeName, OperatorName, ServiceName, TunnelId, UnixTime};
+use tunnel_proto::{
+    ApprovalId, Code, DeviceId, Identity, NodeName, OperatorName, ServiceName, TunnelId, UnixTime,
+};
 
 /// Longest text of a peer that an event keeps, in bytes: enough for a sentence, too little to fill a disk with.
 pub const MAX_TEXT: usize = 512;
@@ -177,6 +179,61 @@ pub enum Event {
     AccessDenied {
         operator: OperatorName,
         action: String,
+        source: String,
+    },
+
+    /// Somebody asks others to agree to tunnels.
+    #[serde(rename = "approval.requested")]
+    ApprovalRequested {
+        approval: ApprovalId,
+        operator: OperatorName,
+        devices: Vec<DeviceId>,
+        services: Vec<ServiceName>,
+        reason: String,
+        window_secs: u64,
+        needed: u32,
+        expires_at: UnixTime,
+        source: String,
+    },
+    /// Somebody has agreed; `approved` when that was enough, and it counts until `expires_at`.
+    #[serde(rename = "approval.given")]
+    ApprovalGiven {
+        approval: ApprovalId,
+        operator: OperatorName,
+        by: OperatorName,
+        approvers: Vec<OperatorName>,
+        needed: u32,
+        approved: bool,
+        expires_at: UnixTime,
+        source: String,
+    },
+    /// Somebody has said no.
+    #[serde(rename = "approval.denied")]
+    ApprovalDenied {
+        approval: ApprovalId,
+        operator: OperatorName,
+        by: OperatorName,
+        reason: Option<String>,
+        source: String,
+    },
+    /// An approval was taken back; what rests on it is cut.
+    #[serde(rename = "approval.withdrawn")]
+    ApprovalWithdrawn {
+        approval: ApprovalId,
+        operator: OperatorName,
+        by: OperatorName,
+        reason: Option<String>,
+        source: String,
+    },
+    /// An alarm: somebody opens a tunnel without the approvals that policy asks for. Its decision is the next record.
+    #[serde(rename = "glass.broken")]
+    GlassBroken {
+        tunnel: TunnelId,
+        operator: OperatorName,
+        device: DeviceId,
+        services: Vec<ServiceName>,
+        reason: Option<String>,
+        expires_at: UnixTime,
         source: String,
     },
 

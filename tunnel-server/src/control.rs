@@ -16,6 +16,7 @@ use tunnel_proto::audit::{Checkpoint, Head};
 use tunnel_proto::names::GroupName;
 use tunnel_proto::{Code, DeviceId, Identity, NodeName, OperatorName, UnixTime};
 
+use self::approvals::Decisions;
 use self::decide::InForce;
 use self::quotas::Quotas;
 use self::steadiness::{Moment, Steadiness};
@@ -31,6 +32,7 @@ use crate::run::gate::Gate;
 use crate::store::{Store, StoreError};
 use crate::tunnels::Tunnels;
 
+pub(crate) mod approvals;
 pub(crate) mod decide;
 mod members;
 mod policies;
@@ -65,6 +67,7 @@ pub(crate) struct Control {
     pub(crate) revoked: Arc<Revoked>,
     pub(crate) suspended: Suspended,
     pub(crate) policy: watch::Sender<Arc<InForce>>,
+    pub(crate) decisions: Decisions,
     pub(crate) tunnels: Tunnels,
     pub(crate) links: Links,
     pub(crate) quotas: Quotas,

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
 
 pub mod api;
+pub mod approvals;
 pub mod audit;
 pub mod ca;
 pub mod cli;

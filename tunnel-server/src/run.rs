@@ -21,6 +21,7 @@ use tunnel_proto::{Code, UnixTime};
 use crate::audit::Event;
 use crate::ca::{Keys, KeysError};
 use crate::config::{Config, DataDir};
+use crate::control::approvals::Decisions;
 use crate::control::decide::InForce;
 use crate::control::quotas::Quotas;
 use crate::control::steadiness::Steadiness;
@@ -167,6 +168,7 @@ impl Server {
             revoked,
             suspended,
             policy: watch::Sender::new(Arc::new(policy)),
+            decisions: Decisions::default(),
             tunnels: Tunnels::default(),
             links: Links::default(),
             quotas: Quotas::new(Instant::now()),

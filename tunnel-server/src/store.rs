@@ -5,6 +5,7 @@
 //! change of state appends its audit event in the same transaction, so neither is ever there without the other. Another
 //! process may write too: the head of the chain is read under the write lock.
 
+mod approvals;
 mod enrolment;
 mod facts;
 mod fleet;

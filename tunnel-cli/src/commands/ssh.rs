@@ -60,6 +60,8 @@ fn run(
         let permit = std::path::absolute(&permit).unwrap_or(permit);
         env.push(("TUNNEL_PERMIT", permit.display().to_string()));
     }
+    // Said either way: what stands in the environment already is no emergency of this call.
+    env.push((crate::BREAK_GLASS, args.ask.break_glass.to_string()));
     if let Some(carrier) = args.ask.carrier.and_then(Try::only) {
         env.push(("TUNNEL_CARRIER", carrier.to_string()));
     }

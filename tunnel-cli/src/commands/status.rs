@@ -105,6 +105,14 @@ fn text(status: &Status, left: Duration) -> String {
         if let Some(count) = node.unconfirmed_cuts.filter(|count| *count > 0) {
             rows.push(("alarm", format!("{count} cuts that no device has confirmed")));
         }
+        if let Some(count) = node.broken_glass.filter(|count| *count > 0) {
+            rows.push((
+                "ALARM",
+                format!(
+                    "the glass was broken {count} times in the last day: `tunnel tunnels --all` shows by whom"
+                ),
+            ));
+        }
         if answer.clock_skew_secs.abs() > 5 {
             rows.push((
                 "clock",

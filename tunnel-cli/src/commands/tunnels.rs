@@ -54,6 +54,15 @@ fn row(tunnel: &Tunnel, now: UnixTime) -> [String; 6] {
 }
 
 fn state(tunnel: &Tunnel, now: UnixTime) -> String {
+    let state = plain_state(tunnel, now);
+    if tunnel.break_glass {
+        format!("{state}, GLASS BROKEN")
+    } else {
+        state
+    }
+}
+
+fn plain_state(tunnel: &Tunnel, now: UnixTime) -> String {
     match (&tunnel.end_reason, tunnel.ended_at) {
         (Some(reason), _) => format!("{}, {reason}", tunnel.state),
         (None, None) => {
@@ -111,6 +120,12 @@ fn one(tunnel: &Tunnel) -> String {
             ),
         ),
     ];
+    if let Some(approval) = tunnel.approval {
+        rows.push(("approval", approval.to_string()));
+    }
+    if tunnel.break_glass {
+        rows.push(("ALARM", "opened by breaking the glass".to_owned()));
+    }
     if let Some(ended_at) = tunnel.ended_at {
         rows.push((
             "ended",

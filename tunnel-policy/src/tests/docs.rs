@@ -49,6 +49,7 @@ fn the_page_names_all_actions_and_annotations() {
         "max_bytes",
         "max_rate",
         "requires_approval",
+        "approvals",
     ] {
         named(&format!("`@{annotation}"));
     }

@@ -58,6 +58,11 @@ fn pol_06_a_wrong_annotation_is_refused_with_its_line() {
             permit(r#"@id("bad") @requires_approval("no")"#, "true"),
             "without a value",
         ),
+        (
+            permit(r#"@id("bad") @approvals("6")"#, "true"),
+            "a number up to 5",
+        ),
+        (permit(r#"@id("bad") @approvals"#, "true"), "a number up to 5"),
         (permit(r#"@id("bad") @max_lifetim("30m")"#, "true"), "not known"),
         (
             r#"@id("bad") @max_bytes("1GiB") permit (principal, action, resource);"#.into(),
@@ -143,6 +148,105 @@ fn two_persons_can_be_asked_for() {
         .approvers
         .push("cid".parse().unwrap());
     assert!(ask(&policy, &asked).is_allowed());
+}
+
+#[test]
+fn as_many_have_to_agree_as_a_rule_says() {
+    let (ana, pump) = (operator("ana", &[]), device("pump-17", &[]));
+    let asked = question(&ana, &pump, &["ssh"], None);
+    let with = |count: u32| {
+        let mut asked = asked.clone();
+        asked.terms.approval = Approval::supposed(count, NOW);
+        asked
+    };
+    let two = permit(r#"@id("two") @approvals("2")"#, "true");
+    let three = r#"@id("three") @approvals("3") forbid (principal, action == Action::"connect", resource);"#;
+    let both = format!("{VIEW}{two}{three}");
+    let outcomes = |policy: &str| [0, 1, 2, 3].map(|count| ask(policy, &with(count)).outcome);
+    let (waits, opens) = (Outcome::NeedsApproval, Outcome::Allow);
+    assert_eq!(outcomes(&two), [waits, waits, opens, opens]);
+    assert_eq!(outcomes(&both), [waits, waits, waits, opens]);
+    let needed = |policy: &str| Engine::new(policy).unwrap().approvals_needed(&asked);
+    assert_eq!(needed(&both), Some(3));
+    assert_eq!(needed(&format!("{VIEW}{two}")), Some(2));
+    assert_eq!(needed(&format!("{VIEW}{}", permit("", "true"))), Some(0));
+    // A rule that counts by itself is found out too, and what no approval helps is known.
+    let counts = permit("", "context has approval && context.approval.count >= 2");
+    assert_eq!(needed(&format!("{VIEW}{counts}")), Some(2));
+    assert_eq!(needed(VIEW), None);
+    assert_eq!(needed(&two), None, "the device may not be seen");
+}
+
+/// THREATS POL-12.
+#[test]
+fn pol_12_nobody_agrees_to_an_own_request() {
+    let engine = Engine::new(
+        r#"permit (principal, action == Action::"view", resource);
+           permit (principal in OperatorGroup::"leads", action == Action::"approve", resource)
+           when { resource.name == "ssh" && context.window_secs <= 3600 &&
+                  !(context.requester in OperatorGroup::"guests") };"#,
+    )
+    .unwrap();
+    let (ana, ben) = (operator("ana", &["leads"]), operator("ben", &["leads"]));
+    let pump = device("pump-17", &[]);
+    let may = |approver: &Operator, requester: &Operator, names: &[&str]| {
+        let asked = question(approver, &pump, names, Some("INC-7"));
+        engine.weigh_approval(&asked, requester).is_allowed()
+    };
+    assert!(may(&ben, &ana, &["ssh"]) && may(&ana, &ben, &["ssh"]));
+    assert!(
+        !may(&ana, &ana, &["ssh"]),
+        "policy permits it, and still nobody does"
+    );
+    assert!(!may(&ben, &operator("eve", &["guests"]), &["ssh"]));
+    assert!(!may(&ben, &ana, &["ssh", "web"]) && !may(&ben, &ana, &[]));
+    assert!(!may(&operator("cid", &[]), &ana, &["ssh"]));
+}
+
+#[test]
+fn who_breaks_the_glass_needs_that_right_and_nobody_else() {
+    let policy = [
+        VIEW.to_owned(),
+        permit(
+            r#"@id("asks") @approvals("2") @max_lifetime("1h")"#,
+            r#"resource.name != "diag""#,
+        ),
+        r#"@id("closed") @requires_approval forbid (principal, action == Action::"connect", resource);"#
+            .into(),
+        r#"@id("glass") @max_lifetime("10m") permit (principal in OperatorGroup::"on-call",
+           action == Action::"break-glass", resource) when { context has reason };"#
+            .into(),
+        r#"@id("never") forbid (principal, action == Action::"connect", resource)
+           when { resource.name == "web" };"#
+            .into(),
+    ];
+    let engine = Engine::new(&policy.concat()).unwrap();
+    let weigh = |groups: &[&str], names: &[&str], reason, glass| {
+        let mut asked = question(&operator("ana", groups), &device("pump-17", &[]), names, reason);
+        asked.terms.break_glass = glass;
+        engine.weigh(&asked).decision
+    };
+    let on_call: &[&str] = &["on-call"];
+    assert_eq!(
+        weigh(on_call, &["ssh"], Some("fire"), false).outcome,
+        Outcome::NeedsApproval
+    );
+    let broken = weigh(on_call, &["ssh"], Some("fire"), true);
+    assert_eq!(broken.policies, ["asks", "glass"]);
+    assert_eq!(broken.limits.lifetime, Some(Duration::from_secs(600)));
+    for (groups, names, reason) in [
+        (&[] as &[&str], ["ssh"], Some("fire")),
+        (on_call, ["ssh"], None),
+        // What policy forbids, or permits to nobody, stays so.
+        (on_call, ["web"], Some("fire")),
+        (on_call, ["diag"], Some("fire")),
+    ] {
+        assert_eq!(
+            weigh(groups, &names, reason, true).outcome,
+            Outcome::Deny,
+            "{groups:?} {names:?}"
+        );
+    }
 }
 
 #[test]

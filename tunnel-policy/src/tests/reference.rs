@@ -25,7 +25,7 @@ const REQUESTS: u32 = 8;
 #[derive(Clone, Debug)]
 struct Policy {
     permit: bool,
-    approval: bool,
+    approvals: u32,
     sessions: Option<u32>,
     operator: Who,
     actions: Vec<&'static str>,
@@ -84,7 +84,7 @@ struct Asked {
     asserted: Option<&'static str>,
     reported: Option<&'static str>,
     hour: u64,
-    approved: bool,
+    agreed: u32,
     mfa: Option<u64>,
 }
 
@@ -115,7 +115,11 @@ impl Policy {
         let connects = actions == ["connect"];
         Self {
             permit,
-            approval: connects && rng.u8(..5) == 0,
+            approvals: if connects && rng.u8(..4) == 0 {
+                rng.u32(1..=2)
+            } else {
+                0
+            },
             sessions: (connects && permit && rng.bool()).then(|| rng.u32(1..9)),
             operator: match rng.u8(..7) {
                 0 => Who::Anybody,
@@ -167,8 +171,10 @@ impl Policy {
             What::Service(device, service) => format!("resource == Service::\"{device}/{service}\""),
         };
         let mut text = format!("@id(\"p{number}\") ");
-        if self.approval {
-            text.push_str("@requires_approval ");
+        match self.approvals {
+            0 => {}
+            1 => text.push_str("@requires_approval "),
+            count => text.push_str(&format!("@approvals(\"{count}\") ")),
         }
         if let Some(sessions) = self.sessions {
             let _ = write!(text, "@max_sessions(\"{sessions}\") ");
@@ -276,7 +282,7 @@ impl Condition {
                 .and_then(|value| value.parse::<i64>().ok())
                 .is_some_and(|number| number > *least),
             Self::HourBelow(hour) => asked.hour < *hour,
-            Self::Approved => asked.approved,
+            Self::Approved => asked.agreed > 0,
             Self::MfaBelow(secs) => asked.mfa.is_some_and(|age| age < *secs),
             Self::Fails => return Err(()),
         })
@@ -303,7 +309,7 @@ impl Asked {
             asserted,
             reported,
             hour: rng.u64(..24),
-            approved: rng.bool(),
+            agreed: rng.u32(..=2),
             mfa: rng.bool().then(|| rng.u64(..5)),
         }
     }
@@ -324,10 +330,16 @@ impl Asked {
             services: self.services.clone(),
             ttl: Duration::from_secs(self.ttl),
             reason: self.reason.map(str::to_owned),
-            approval: self.approved.then(|| Approval {
-                approvers: vec!["ben".parse().unwrap()],
+            approval: (self.agreed > 0).then(|| Approval {
+                id: None,
+                // One who agrees twice is one.
+                approvers: ["ben", "ben", "cid"][..self.agreed as usize + 1]
+                    .iter()
+                    .map(|name| name.parse().unwrap())
+                    .collect(),
                 until: NOW,
             }),
+            break_glass: false,
         }
     }
 
@@ -376,15 +388,20 @@ fn decide(policies: &[Policy], asked: &Asked) -> (Outcome, Vec<String>, Limits) 
         names.sort_unstable();
         names
     };
-    let approved = asked.approved && asked.action == "connect";
-    let soft = |policy: &Policy| !policy.permit && policy.approval;
+    let agreed = if asked.action == "connect" {
+        asked.agreed
+    } else {
+        0
+    };
+    let approved = |policy: &Policy| agreed >= policy.approvals;
+    let soft = |policy: &Policy| !policy.permit && policy.approvals > 0;
     let fits = |policy: &Policy| policy.fits(asked) == Ok(true);
     let permits = named(&|policy| policy.permit && fits(policy));
-    let free = named(&|policy| policy.permit && fits(policy) && (approved || !policy.approval));
-    let forbids = named(&|policy| !policy.permit && !policy.approval && fits(policy));
-    let forbids_softly = named(&|policy| soft(policy) && !approved && fits(policy));
+    let free = named(&|policy| policy.permit && fits(policy) && approved(policy));
+    let forbids = named(&|policy| !policy.permit && policy.approvals == 0 && fits(policy));
+    let forbids_softly = named(&|policy| soft(policy) && !approved(policy) && fits(policy));
     let failed = named(&|policy| !soft(policy) && policy.fits(asked).is_err());
-    let failed_softly = named(&|policy| soft(policy) && !approved && policy.fits(asked).is_err());
+    let failed_softly = named(&|policy| soft(policy) && !approved(policy) && policy.fits(asked).is_err());
     let none = Limits::default();
     if !forbids.is_empty() {
         return (Outcome::Deny, forbids, none);
@@ -405,7 +422,7 @@ fn decide(policies: &[Policy], asked: &Asked) -> (Outcome, Vec<String>, Limits) 
     }
     let counting = policies
         .iter()
-        .filter(|policy| policy.permit && fits(policy) && (approved || !policy.approval));
+        .filter(|policy| policy.permit && fits(policy) && approved(policy));
     let sessions = counting.filter_map(|policy| policy.sessions).min();
     (Outcome::Allow, free, Limits { sessions, ..none })
 }

@@ -43,10 +43,16 @@ pub(crate) fn status(code: Code) -> StatusCode {
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::Deadline => StatusCode::REQUEST_TIMEOUT,
-        Code::TokenReplay | Code::EnrolTaken | Code::ServiceUnknown | Code::PolicyStale => {
-            StatusCode::CONFLICT
-        }
-        Code::TunnelExpired | Code::TunnelIdle | Code::TunnelClosed | Code::ByteLimit => StatusCode::GONE,
+        Code::TokenReplay
+        | Code::EnrolTaken
+        | Code::ServiceUnknown
+        | Code::PolicyStale
+        | Code::ApprovalNeedless => StatusCode::CONFLICT,
+        Code::TunnelExpired
+        | Code::TunnelIdle
+        | Code::TunnelClosed
+        | Code::ByteLimit
+        | Code::ApprovalExpired => StatusCode::GONE,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::Limit => StatusCode::TOO_MANY_REQUESTS,
         Code::Busy | Code::Unavailable | Code::AuditUnavailable => StatusCode::SERVICE_UNAVAILABLE,

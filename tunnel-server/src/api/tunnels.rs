@@ -268,6 +268,8 @@ fn shown(control: &Control, tunnel: TunnelRecord) -> Tunnel {
         policy_revision: decided.policy_revision,
         policies: decided.policies,
         limits: decided.limits,
+        break_glass: decided.break_glass,
+        approval: decided.approval.and_then(|approval| approval.id),
         traffic: counted.or_else(|| ended.and_then(|ended| ended.traffic)),
     }
 }

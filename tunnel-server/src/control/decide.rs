@@ -6,7 +6,7 @@ use std::time::Instant;
 use tunnel_certs::authority::BACKDATE;
 use tunnel_policy::{Action, Circumstances, Decision, Engine, Operator, Question, Request, Terms, Verdict};
 use tunnel_proto::names::GroupName;
-use tunnel_proto::{Code, UnixTime};
+use tunnel_proto::{Code, Refusal, UnixTime};
 
 use super::Control;
 use super::steadiness::Moment;
@@ -154,19 +154,35 @@ impl Control {
         if self.may(caller, action).await? {
             return Ok(());
         }
+        self.record_denial(caller, name).await?;
+        Err(Code::PolicyDeny)
+    }
+
+    /// Refuses a caller something, which is recorded.
+    ///
+    /// # Errors
+    /// Always: `why`, unless it could not be recorded.
+    pub(crate) async fn deny_access<T>(
+        &self,
+        caller: &Caller,
+        action: &str,
+        why: Code,
+    ) -> Result<T, Refusal> {
+        self.record_denial(caller, action).await?;
+        Err(why.into())
+    }
+
+    async fn record_denial(&self, caller: &Caller, action: &str) -> Result<(), Code> {
         if !self.quotas.records.take(Instant::now(), &caller.peer.identity) {
             return Err(Code::Limit);
         }
         let (operator, source) = (caller.name.clone(), caller.source.ip().to_string());
         let event = Event::AccessDenied {
             operator,
-            action: name.to_owned(),
+            action: action.to_owned(),
             source,
         };
-        self.store
-            .record(event)
-            .await
-            .map_err(|error| self.store_failed(&error))?;
-        Err(Code::PolicyDeny)
+        let recorded = self.store.record(event).await;
+        recorded.map_err(|error| self.store_failed(&error))
     }
 }

@@ -134,7 +134,11 @@ impl Control {
             all
         });
         drop(change);
-        Ok(self.cut_of(&wish.identity, &by).await)
+        let mut cut = self.cut_of(&wish.identity, &by).await;
+        if let Member::Operator(name) = &wish.member {
+            cut += self.agreement_fell(name, &by).await;
+        }
+        Ok(cut)
     }
 
     /// Cuts every live tunnel of who is suspended: at the start, what a server that was killed did not come to.

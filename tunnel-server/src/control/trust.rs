@@ -24,6 +24,11 @@ impl Revoked {
         self.set.load().holds(&peer.identity, &peer.key)
     }
 
+    /// Says whether an identity has lost its trust, whatever its key.
+    pub(crate) fn names(&self, identity: &Identity) -> bool {
+        self.set.load().identities.contains(identity)
+    }
+
     /// Adds to those who have lost their trust. Two at once both count.
     pub(crate) fn add(&self, more: &RevokedSet) {
         self.set.rcu(|set| {
@@ -77,7 +82,11 @@ impl Control {
             identities: [identity.clone()].into(),
             ..RevokedSet::default()
         });
-        Ok(self.cut_untrusted(Some(&identity), by).await)
+        let mut cut = self.cut_untrusted(Some(&identity), by).await;
+        if let Subject::Operator(name) = &identity.subject {
+            cut += self.agreement_fell(name, by).await;
+        }
+        Ok(cut)
     }
 
     /// Takes in what the store knows of revocations, and cuts what they touch.

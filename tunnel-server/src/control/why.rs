@@ -118,6 +118,7 @@ fn terms(request: &AskWhy) -> Result<Terms, Refusal> {
         ttl,
         reason,
         approval: None,
+        break_glass: false,
     })
 }
 

@@ -545,7 +545,7 @@ pub(super) async fn is_revoked(
     Ok(identity_is_revoked(w, identity).await? || key_is_revoked(w, key).await?)
 }
 
-async fn identity_is_revoked(w: &mut Write, identity: &Identity) -> Result<bool, StoreError> {
+pub(super) async fn identity_is_revoked(w: &mut Write, identity: &Identity) -> Result<bool, StoreError> {
     let row = sqlx::query("SELECT 1 FROM revoked_identities WHERE identity = ?")
         .bind(identity.to_string())
         .fetch_optional(&mut w.connection)

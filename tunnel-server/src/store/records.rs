@@ -281,6 +281,8 @@ pub struct NewTunnel {
     pub certified_at: UnixTime,
     /// What others have agreed to, if that was needed.
     pub approval: Option<Approval>,
+    /// Whether it is opened without the approvals that policy asks for.
+    pub break_glass: bool,
     /// What it may use.
     pub limits: Limits,
 }
@@ -304,7 +306,8 @@ pub enum NotOpened {
         /// The revision in force.
         current: u64,
     },
-    /// What is known of the operator or the device has changed meanwhile: decide anew (THREATS POL-04).
+    /// What is known of the operator or the device has changed meanwhile, or the approval does not stand any more: decide
+    /// anew (THREATS POL-04).
     FactsStale,
     /// The operator, the device or one of their keys was revoked meanwhile.
     Revoked,

@@ -205,6 +205,7 @@ fn tunnel(number: u8) -> NewTunnel {
         source: "192.0.2.1".into(),
         certified_at: NOW,
         approval: None,
+        break_glass: false,
         limits: Limits::default(),
     }
 }

@@ -6,6 +6,7 @@ use tunnel_proto::api::Traffic;
 use tunnel_proto::bind::Role;
 use tunnel_proto::{CircuitId, Code, DeviceId, Identity, TokenId, TrustDomain, TunnelId, UnixTime};
 
+use super::approvals::still_stands;
 use super::enrolment::is_revoked;
 use super::journal::revision;
 use super::records::{
@@ -322,10 +323,16 @@ async fn open(
     if (operator, device) != (basis.operator_changes, basis.device_changes) {
         return Ok(Err(NotOpened::FactsStale));
     }
+    if let Some(approval) = &tunnel.approval
+        && !still_stands(w, fleet, approval, now).await?
+    {
+        return Ok(Err(NotOpened::FactsStale));
+    }
     sqlx::query(
         "INSERT INTO tunnels (id, circuit, operator, holder_key, device, device_key, services, reason, source,
-             policy_revision, policies, state, opened_at, expires_at, certified_at, approval, limits)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?, ?, ?, ?)",
+             policy_revision, policies, state, opened_at, expires_at, certified_at, approval, limits,
+             break_glass)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?, ?, ?, ?, ?)",
     )
     .bind(&tunnel.id.as_bytes()[..])
     .bind(&tunnel.circuit.as_bytes()[..])
@@ -343,8 +350,21 @@ async fn open(
     .bind(secs(tunnel.certified_at))
     .bind(tunnel.approval.as_ref().map(to_json).transpose()?)
     .bind(to_json(&tunnel.limits)?)
+    .bind(tunnel.break_glass)
     .execute(&mut w.connection)
     .await?;
+    if tunnel.break_glass {
+        w.append(&Event::GlassBroken {
+            tunnel: tunnel.id,
+            operator: tunnel.operator.clone(),
+            device: tunnel.device.clone(),
+            services: tunnel.services.clone(),
+            reason: tunnel.reason.as_deref().map(bounded),
+            expires_at: tunnel.expires_at,
+            source: tunnel.source.clone(),
+        })
+        .await?;
+    }
     w.append(&Event::TunnelOpened {
         tunnel: tunnel.id,
         operator: tunnel.operator,
@@ -466,6 +486,7 @@ fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
                 Some(_) => Some(json(row, "approval")?),
                 None => None,
             },
+            break_glass: row.try_get("break_glass")?,
             limits: json(row, "limits")?,
         },
         state: TunnelState::from_text(&state).ok_or(StoreError::Damaged("state"))?,

@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tunnel_policy::{Decision, Limits, Outcome, Question, Terms};
+use tunnel_policy::{Approval, Decision, Limits, Outcome, Question, Terms};
 use tunnel_proto::api::{OpenTunnel, OpenedTunnel};
 use tunnel_proto::bind::Role;
-use tunnel_proto::defaults::{TOKEN_LIFETIME, TUNNEL_LIFETIME, TUNNEL_LIFETIME_MAX};
+use tunnel_proto::defaults::{BREAK_GLASS_LIFETIME, TOKEN_LIFETIME, TUNNEL_LIFETIME, TUNNEL_LIFETIME_MAX};
 use tunnel_proto::grant::{Grant, MAX_SERVICES};
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::message::Offer;
 use tunnel_proto::token::AccessToken;
-use tunnel_proto::{CircuitId, Code, DeviceId, Identity, Refusal, ServiceName, TokenId, TunnelId, UnixTime};
+use tunnel_proto::{
+    CircuitId, Code, DeviceId, Identity, OperatorName, Refusal, ServiceName, TokenId, TunnelId, UnixTime,
+};
 
 use super::limits::{to_api, to_grant};
 use super::table::{Facts, Live, Phase};
@@ -36,6 +38,10 @@ struct Wish {
     reason: Option<String>,
     /// What the owner's keys signed, for the device alone: nothing is decided by it here.
     permit: Option<Vec<u8>>,
+    /// What others have agreed to, where policy asks for that.
+    approval: Option<Approval>,
+    /// Whether it is asked for without that.
+    break_glass: bool,
 }
 
 /// Why an attempt came to nothing.
@@ -92,6 +98,11 @@ impl Denial {
             ..Self::new(refusal, &weighed.in_force)
         }
     }
+
+    /// Says whether an approval could have made a difference.
+    fn could_be_approved(&self) -> bool {
+        matches!(self.refusal.code, Code::ApprovalRequired | Code::PolicyDeny)
+    }
 }
 
 /// What a policy said, and to which question.
@@ -139,13 +150,38 @@ impl Wish {
         if permit == Some(None) {
             return Err(Refusal::new(Code::BadRequest, "`permit` is none"));
         }
+        let lifetime = match request.break_glass {
+            true if request
+                .reason
+                .as_ref()
+                .is_none_or(|reason| reason.trim().is_empty()) =>
+            {
+                return Err(Refusal::new(
+                    Code::BadRequest,
+                    "`break_glass` needs a `reason` that says why",
+                ));
+            }
+            true => lifetime.min(BREAK_GLASS_LIFETIME),
+            false => lifetime,
+        };
         Ok(Self {
             device,
             services: services.into_iter().collect(),
             lifetime,
             reason: request.reason,
             permit: permit.flatten(),
+            approval: None,
+            break_glass: request.break_glass,
         })
+    }
+
+    /// Returns the same with an approval; where it gives no reason of its own, that of the approval counts.
+    fn resting_on(&self, approval: Approval, reason: &str) -> Self {
+        Self {
+            reason: self.reason.clone().or_else(|| Some(reason.to_owned())),
+            approval: Some(approval),
+            ..self.clone()
+        }
     }
 
     /// Returns what policies are asked with.
@@ -154,7 +190,8 @@ impl Wish {
             services: self.services.clone(),
             ttl: self.lifetime,
             reason: self.reason.clone(),
-            approval: None,
+            approval: self.approval.clone(),
+            break_glass: self.break_glass,
         }
     }
 }
@@ -195,6 +232,19 @@ impl Control {
         let groups = operator.map(|operator| operator.groups).unwrap_or_default();
         let asker = Asker::new(caller, groups, self.moment());
         let mut decided = self.decide(caller, wish, &asker, device.as_ref());
+        // What is permitted without an approval does not rest on one.
+        let approved;
+        let mut wish = wish;
+        if matches!(&decided, Err(denial) if denial.could_be_approved()) {
+            approved = self.approved(wish, &caller.name).await?;
+            for wish_with in &approved {
+                wish = wish_with;
+                decided = self.decide(caller, wish, &asker, device.as_ref());
+                if !matches!(&decided, Err(denial) if denial.could_be_approved()) {
+                    break;
+                }
+            }
+        }
         // Nobody gives way to a request that is not permitted.
         if let Err(Denial {
             crowded: Some(limits),
@@ -214,6 +264,32 @@ impl Control {
                 Err(denial.refusal.into())
             }
         }
+    }
+
+    /// Returns the wish with each approval that it can rest on, those of the most first.
+    async fn approved(&self, wish: &Wish, operator: &OperatorName) -> Result<Vec<Wish>, Code> {
+        let moment = self.moment();
+        // While nobody knows what time it is, nobody knows whether one is in its window (THREATS POL-11).
+        if wish.break_glass || !moment.steady {
+            return Ok(Vec::new());
+        }
+        let found = self.store.approvals_of(operator, moment.now).await;
+        let found = found.map_err(|error| self.store_failed(&error))?;
+        let stands = |name: &OperatorName| self.agreement_stands(name);
+        let mut fitting: Vec<_> = found
+            .iter()
+            .filter_map(|found| {
+                let approval = found.covers(operator, &wish.device, &wish.services, moment.now, stands)?;
+                Some(wish.resting_on(approval, &found.asked.reason))
+            })
+            .collect();
+        let agreed = |wish: &Wish| {
+            wish.approval
+                .as_ref()
+                .map_or(0, |approval| approval.approvers.len())
+        };
+        fitting.sort_by_key(|wish| std::cmp::Reverse(agreed(wish)));
+        Ok(fitting)
     }
 
     /// Takes a tunnel out of the table of which nobody has heard.
@@ -325,6 +401,8 @@ impl Control {
         let lifetime = limits
             .lifetime
             .map_or(wish.lifetime, |most| most.min(wish.lifetime));
+        let window = wish.approval.as_ref().map(|approval| approval.until.since(now));
+        let lifetime = window.map_or(lifetime, |window| window.min(lifetime));
         Facts {
             id: TunnelId::from_bytes(self.random()),
             circuit: CircuitId::from_bytes(self.random()),
@@ -335,7 +413,8 @@ impl Control {
             device_key,
             services: wish.services.clone(),
             reason: wish.reason.clone(),
-            approval: None,
+            approval: wish.approval.clone(),
+            break_glass: wish.break_glass,
             limits,
             source: caller.source.ip(),
             opened_at: now,
@@ -442,6 +521,7 @@ impl Control {
             source: facts.source.to_string(),
             certified_at: facts.certified_at,
             approval: facts.approval.clone(),
+            break_glass: facts.break_glass,
             limits: to_api(&facts.limits),
         };
         let written = self.store.open_tunnel(tunnel, basis, facts.opened_at).await;
@@ -557,6 +637,7 @@ mod tests {
             ttl_secs: None,
             reason: None,
             permit: None,
+            break_glass: false,
         }
     }
 
@@ -593,6 +674,15 @@ mod tests {
                 }),
                 Err(Code::BadRequest)
             );
+        }
+        let glass = |reason: Option<&str>| OpenTunnel {
+            break_glass: true,
+            reason: reason.map(str::to_owned),
+            ..request()
+        };
+        assert_eq!(code(glass(Some("fire"))), Ok(()));
+        for reason in [None, Some(" ")] {
+            assert_eq!(code(glass(reason)), Err(Code::BadRequest));
         }
         let many = (0..=MAX_SERVICES).map(|i| format!("s{i}")).collect();
         assert_eq!(

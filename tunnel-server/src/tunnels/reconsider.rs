@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use tunnel_policy::Terms;
 use tunnel_proto::names::GroupName;
-use tunnel_proto::{Code, DeviceId, OperatorName};
+use tunnel_proto::{ApprovalId, Code, DeviceId, OperatorName};
 
 use super::table::Facts;
 use crate::control::Control;
@@ -25,6 +25,10 @@ pub(crate) enum Touched {
     Devices(BTreeSet<DeviceId>),
     /// Those of these operators.
     Operators(BTreeSet<OperatorName>),
+    /// Those that rest on an approval.
+    Approval(ApprovalId),
+    /// Those that rest on the agreement of an operator.
+    AgreedBy(OperatorName),
 }
 
 /// What has been looked up already; many tunnels share few operators and devices.
@@ -92,7 +96,11 @@ impl Control {
             services: facts.services.clone(),
             ttl: lifetime,
             reason: facts.reason.clone(),
-            approval: facts.approval.clone(),
+            approval: facts.approval.clone().map(|mut approval| {
+                approval.approvers.retain(|name| self.agreement_stands(name));
+                approval
+            }),
+            break_glass: facts.break_glass,
         };
         Ok(self.moments().into_iter().any(|moment| {
             let asker = Asker::of_tunnel(facts, groups.clone(), moment);

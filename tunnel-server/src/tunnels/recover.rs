@@ -43,6 +43,7 @@ impl Control {
         self.recover_cuts().await?;
         let cut = self.reload_revoked(BY).await?
             + self.cut_suspended(BY).await
+            + self.cut_withdrawn(BY).await?
             + self.reconsider(&Touched::All, BY).await?;
         Ok(recovered - usize::try_from(cut).unwrap_or(recovered).min(recovered))
     }
@@ -69,6 +70,7 @@ impl Control {
             services: decided.services,
             reason: decided.reason,
             approval: decided.approval,
+            break_glass: decided.break_glass,
             limits: from_api(&decided.limits),
             source: decided
                 .source

@@ -49,6 +49,8 @@ pub(crate) struct Facts {
     pub(crate) reason: Option<String>,
     /// What others have agreed to, if that was needed.
     pub(crate) approval: Option<Approval>,
+    /// Whether it was opened without the approvals that policy asks for.
+    pub(crate) break_glass: bool,
     /// What policy lets it use.
     pub(crate) limits: Limits,
     /// Where the request came from.
@@ -284,7 +286,16 @@ impl Table {
                     .filter_map(|name| self.by_operator.get(name))
                     .flatten(),
             ),
+            Touched::Approval(id) => self.resting(|approval| approval.id == Some(*id)),
+            Touched::AgreedBy(name) => self.resting(|approval| approval.approvers.contains(name)),
         }
+    }
+
+    /// Returns every tunnel that has not ended and rests on such an approval.
+    fn resting(&self, fits: impl Fn(&Approval) -> bool) -> Vec<Arc<Live>> {
+        let mut live = self.live();
+        live.retain(|live| live.facts.approval.as_ref().is_some_and(&fits));
+        live
     }
 
     fn not_ended<'a>(&self, ids: impl Iterator<Item = &'a TunnelId>) -> Vec<Arc<Live>> {
@@ -419,6 +430,7 @@ mod tests {
             services: vec!["ssh".parse().unwrap()],
             reason: None,
             approval: None,
+            break_glass: false,
             limits: Limits::default(),
             source: IpAddr::from([127, 0, 0, 1]),
             opened_at: UnixTime::from_secs(1),

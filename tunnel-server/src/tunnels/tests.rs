@@ -55,6 +55,7 @@ fn facts(control: &Control, number: usize, operator: &str, device: &str) -> Fact
         services: vec!["ssh".parse().unwrap()],
         reason: None,
         approval: None,
+        break_glass: false,
         limits: tunnel_policy::Limits::default(),
         source: Ipv4Addr::LOCALHOST.into(),
         opened_at: control.now(),
@@ -210,6 +211,7 @@ async fn a_request_that_is_refused_makes_no_room() {
         ttl_secs: None,
         reason: None,
         permit: None,
+        break_glass: false,
     };
     let refused = control.open_tunnel(&caller(control, "mallory"), request).await;
     assert_eq!(refused.unwrap_err().code, Code::NotFound);

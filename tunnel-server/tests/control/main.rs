@@ -5,6 +5,7 @@
 
 mod agent;
 mod api;
+mod approvals;
 mod audit;
 mod cuts;
 mod ending;

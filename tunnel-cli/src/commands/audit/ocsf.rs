@@ -117,6 +117,14 @@ fn rule(kind: &str, body: &Value) -> Rule {
         "access.denied" => failed(API_ACTIVITY, denied_activity(body), Low),
         "denials.gathered" => failed(API_ACTIVITY, other("Denials"), Medium),
         "policy.failed" => failed(API_ACTIVITY, other("Decide"), High),
+        "approval.requested" => did(API_ACTIVITY, other("Ask for approval")),
+        "approval.given" => did(API_ACTIVITY, other("Approve")),
+        "approval.denied" => did(API_ACTIVITY, other("Deny approval")),
+        "approval.withdrawn" => did(API_ACTIVITY, other("Withdraw approval")),
+        "glass.broken" => Rule {
+            severity: High,
+            ..did(API_ACTIVITY, other("Break glass"))
+        },
         "evidence.restored" => failed(API_ACTIVITY, other("Record"), High),
         _ => did(API_ACTIVITY, other("Other")),
     }
