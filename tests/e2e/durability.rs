@@ -189,3 +189,31 @@ fn audit_kinds(operator: &Operator) -> Vec<String> {
         .filter_map(|record| Some(record["kind"].as_str()?.to_owned()))
         .collect()
 }
+
+/// Who asks while the server restarts is not refused.
+#[test]
+fn a_tunnel_is_asked_for_again_while_the_server_restarts() {
+    let mut fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let mut agent = fleet.link(fleet.device("pump-17").like_sshd(&echo.target()));
+    fleet.server.kill();
+    let errors = fleet.directory().join("asks.stderr");
+    let mut connect = fleet.admin.cli(&["connect", "pump-17", "ssh"]);
+    let mut session = Interactive::start(&mut connect, &errors);
+    tunnel_e2e::until("it to say that nobody answers", Duration::from_secs(20), || {
+        std::fs::read_to_string(&errors)
+            .is_ok_and(|said| said.contains("asked again"))
+            .then_some(())
+    });
+    fleet.server.restart();
+    // Otherwise it finds out with its next keepalive.
+    agent.stop();
+    agent.start();
+    session.stdin().unwrap().write_all(b"hello\n").unwrap();
+    assert_eq!(
+        session.line().trim(),
+        "hello",
+        "{:?}",
+        std::fs::read_to_string(&errors)
+    );
+}

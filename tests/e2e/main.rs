@@ -25,3 +25,4 @@ mod ssh;
 mod strangers;
 mod tools;
 mod world;
+mod zero_trust;

@@ -49,7 +49,7 @@ pub async fn run(home: &Home, talk: Talk, connect: Connect) -> Result<(), Failur
     };
     let keys = |opened: &OpenedTunnel| write_keys(home, &wish.device, opened, needs_keys);
     let tunnel = tokio::select! {
-        tunnel = async { Tunnel::open(&home.login()?, &wish, keys).await } => tunnel?,
+        tunnel = async { Tunnel::open(&home.login()?, &wish, talk, keys).await } => tunnel?,
         () = signals.any() => return Err(Failure::interrupted()),
     };
     let result = tokio::select! {

@@ -71,7 +71,7 @@ pub async fn run(home: &Home, output: Output, forward: Forward) -> Result<(), Fa
         ask: forward.ask,
     };
     let tunnel = tokio::select! {
-        tunnel = Tunnel::open(&login, &wish, |_| Ok(())) => Arc::new(tunnel?),
+        tunnel = Tunnel::open(&login, &wish, output, |_| Ok(())) => Arc::new(tunnel?),
         () = signals.any() => return Err(Failure::interrupted()),
     };
     let mut accepting = JoinSet::new();

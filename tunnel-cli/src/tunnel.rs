@@ -20,12 +20,19 @@ use tunnel_proto::{Code, DeviceId, Identity, ServiceName, TunnelId};
 use crate::api::Api;
 use crate::failure::Failure;
 use crate::home::Login;
+use crate::http::HttpError;
 use crate::output::Output;
 use crate::ttl::Span;
 use end::End;
 
 /// How long the two ends have to find each other after both are admitted: a fall-back to WebSocket and a slow link.
 const HANDSHAKE: Duration = Duration::from_secs(20);
+
+/// How long a server that does not answer is asked again: one that restarts is back within seconds, and its devices soon after.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// How long to wait before it is asked again.
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// How long closing may take: the command's result does not depend on it.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -79,6 +86,7 @@ impl Tunnel {
     pub async fn open(
         login: &Login,
         wish: &Wish,
+        talk: Output,
         opened: impl FnOnce(&OpenedTunnel) -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
         let what = format!("could not open a tunnel to `{}`", wish.device);
@@ -95,8 +103,7 @@ impl Tunnel {
                 .map(|permit| URL_SAFE_NO_PAD.encode(permit)),
             break_glass: wish.ask.break_glass,
         };
-        let answer = api
-            .open(&request)
+        let answer = ask(&mut api, &request, talk)
             .await
             .map_err(|error| error.into_failure(&what))?;
         // Both times are of the server's clock, and what has gone by is of this machine's that nobody sets.
@@ -187,6 +194,28 @@ impl Tunnel {
             // The server learns it from the device too; this is for the case that the device does not hear us.
             let _ = tokio::time::timeout(CLOSE, self.closer.close(self.id)).await;
         }
+    }
+}
+
+/// Asks for the tunnel, and again for a while if nobody answers. An answer that was lost costs a tunnel that nobody uses,
+/// which ends by itself.
+async fn ask(api: &mut Api, request: &OpenTunnel, talk: Output) -> Result<OpenedTunnel, HttpError> {
+    let until = Instant::now() + PATIENCE;
+    let mut told = false;
+    loop {
+        let result = api.open(request).await;
+        let absent = |error: &HttpError| match error.code() {
+            Code::ServerUnreachable | Code::Unavailable => true,
+            Code::DeviceOffline => told,
+            _ => false,
+        };
+        if !result.as_ref().is_err_and(absent) || Instant::now() >= until {
+            return result;
+        }
+        if !std::mem::replace(&mut told, true) {
+            talk.note("the server does not answer; it is asked again for some seconds");
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
