@@ -164,6 +164,7 @@ impl Agent {
         let settings = Settings {
             policy: options.config.policy.clone(),
             access: options.config.access && switch.is_on(),
+            recording: true,
         };
         let silence = Silence::new(Instant::now(), options.config.max_server_silence);
         let black_box = BlackBox::new(&state.load_black_box(), clock.now());
@@ -321,6 +322,7 @@ impl Agent {
             FromServer::AttachRefused(refused) => self.handle_attach_refused(&refused),
             FromServer::EndTunnel(end) => self.handle_end_tunnel(end.tunnel, end.reason.code),
             FromServer::Rotate(rotate) => self.handle_rotate(rotate),
+            FromServer::Recording(recording) => self.handle_recording(recording),
             FromServer::Renewed(renewed) => self.handle_renewed(&renewed),
             FromServer::RenewRefused(refusal) => self.handle_renew_refused(&refusal),
             FromServer::Goodbye(goodbye) => self.handle_goodbye(&goodbye),
@@ -328,6 +330,19 @@ impl Agent {
             // The link answers `Pong` itself, and a kind of a newer version is passed over (THREATS AGT-15).
             _ => {}
         }
+    }
+
+    /// New sessions wait for a server that can record them.
+    fn handle_recording(&self, recording: bool) {
+        if !recording {
+            tracing::warn!("the server cannot record what happens: no new session begins");
+        }
+        self.settings.send_modify(|settings| {
+            *settings = Arc::new(Settings {
+                recording,
+                ..Settings::clone(settings)
+            });
+        });
     }
 
     /// Takes what a tunnel tells on its way to the server.
@@ -420,6 +435,7 @@ impl Agent {
         self.settings.send_replace(Arc::new(Settings {
             policy: policy.clone(),
             access,
+            recording: self.settings.borrow().recording,
         }));
         if access {
             self.end_tunnels(Code::LocalPolicy, |live| policy.admits_all(&live.right).is_err());

@@ -81,6 +81,7 @@ mod tests {
             millis: 0,
             bytes_in: 0,
             bytes_out: 0,
+            end: None,
         })
     }
 

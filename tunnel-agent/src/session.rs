@@ -1,6 +1,7 @@
 //! One session: one stream of a tunnel, decided by itself, joined to one local connection.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use quinn::{RecvStream, SendStream, VarInt};
@@ -8,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tunnel_net::stream::{self, MessageError};
 use tunnel_proto::code::Code;
-use tunnel_proto::message::{FromAgent, OpenSession, SessionAnswer, SessionEnded};
+use tunnel_proto::message::{EndedBy, FromAgent, OpenSession, SessionAnswer, SessionEnd, SessionEnded};
 
 use crate::connect::{Reader, Writer, connect};
 use crate::defaults::OPEN_DEADLINE;
@@ -21,13 +22,15 @@ use crate::target::Target;
 /// Longest name of a service that a report repeats, in characters.
 const MAX_REPORTED: usize = 64;
 
-/// What the owner lets happen at this moment.
+/// What the owner lets happen at this moment, and whether the server can record it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// The owner's policy.
     pub policy: LocalPolicy,
     /// Whether the owner lets anybody in.
     pub access: bool,
+    /// Whether the server can record what happens, as it said last.
+    pub recording: bool,
 }
 
 /// What all sessions of one tunnel share.
@@ -41,6 +44,8 @@ pub(crate) struct Context {
     pub(crate) operator: Operator,
     /// Ends all sessions of the tunnel.
     pub(crate) cut: CancellationToken,
+    /// Why the tunnel has ended, once it has.
+    pub(crate) ended: OnceLock<Code>,
 }
 
 /// A session that was let in; counted out when it is dropped.
@@ -61,11 +66,32 @@ impl Context {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Says when a session started and what ended it. A stream that breaks because the tunnel has ended is not broken off.
+    fn end(&self, record: &Record) -> SessionEnd {
+        let ended = self.ended.get().copied();
+        let by = match (record.by, ended) {
+            (EndedBy::Operator | EndedBy::Tunnel, Some(_)) => EndedBy::Tunnel,
+            (by, _) => by,
+        };
+        SessionEnd {
+            started_at: self
+                .right
+                .grant
+                .expires_at
+                .before(self.life().left(record.started)),
+            by,
+            cause: ended.filter(|_| by == EndedBy::Tunnel),
+        }
+    }
+
     /// Decides about one session: the owner's switch, grant and local policy, then room on the device and in the grant.
     fn admit(&self, asked: &str) -> Result<Admitted<'_>, Code> {
         let settings = Arc::clone(&self.settings.borrow());
         if !settings.access {
             return Err(Code::AccessOff);
+        }
+        if !settings.recording {
+            return Err(Code::AuditUnavailable);
         }
         let (name, service) = settings.policy.session(&self.right, asked)?;
         let permit = self
@@ -87,6 +113,8 @@ struct Record {
     started: Instant,
     bytes_in: u64,
     bytes_out: u64,
+    /// Who ended it; the tunnel's end, unless something else did before.
+    by: EndedBy,
 }
 
 /// Serves one stream to its end, or until the tunnel is cut.
@@ -97,6 +125,7 @@ pub(crate) async fn run(context: Arc<Context>, send: SendStream, recv: RecvStrea
         () = context.cut.cancelled() => {}
     }
     if let Some(record) = record {
+        let end = context.end(&record);
         let ended = SessionEnded {
             tunnel: context.right.grant.tunnel,
             service: record.service,
@@ -104,6 +133,7 @@ pub(crate) async fn run(context: Arc<Context>, send: SendStream, recv: RecvStrea
             millis: u64::try_from(record.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,
+            end: Some(end),
         };
         // It fails only when the agent stops without waiting.
         let _ = context.reports.send(FromAgent::SessionEnded(ended)).await;
@@ -122,6 +152,7 @@ async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, re
         started: Instant::now(),
         bytes_in: 0,
         bytes_out: 0,
+        by: EndedBy::Tunnel,
     });
     let opened = async {
         let admitted = context.admit(&asked)?;
@@ -141,6 +172,7 @@ async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, re
         Err(code) => {
             tracing::debug!(service = record.service, %code, "session refused");
             record.refused = Some(code);
+            record.by = EndedBy::Both;
             refuse(send, recv, code).await;
         }
     }
@@ -174,7 +206,17 @@ async fn join(send: SendStream, recv: RecvStream, reader: Reader, writer: Writer
         stream::outwards(send, reader, &mut record.bytes_out),
         stream::inwards(recv, writer, &mut record.bytes_in),
     );
+    record.by = EndedBy::Both;
     if let Some(error) = up.err().or(down.err()) {
         tracing::debug!(%error, "session broke off");
+        record.by = who_broke_off(&error);
+    }
+}
+
+/// Says whose side an error is of: what the system says of a socket is the service's, and all else the stream's.
+fn who_broke_off(error: &io::Error) -> EndedBy {
+    match error.raw_os_error() {
+        Some(_) => EndedBy::Service,
+        None => EndedBy::Operator,
     }
 }

@@ -1,7 +1,7 @@
 //! One tunnel at the device: its leg, its one end-to-end connection, and the sessions in it.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, ConnectionError, Endpoint, VarInt};
@@ -75,6 +75,7 @@ impl Tunnel {
             reports,
             operator,
             cut,
+            ended: OnceLock::new(),
         });
         Self {
             context,
@@ -173,6 +174,8 @@ impl Tunnel {
 
     /// Ends everything: first the connection, so that not one byte more gets in, then the local sockets, then the leg.
     async fn close(mut self, reason: Code) {
+        // Before the streams break: what breaks because of this says so.
+        let _ = self.context.ended.set(reason);
         if let Some(connection) = &self.connection {
             connection.close(VarInt::from_u32(reason as u32), reason.as_str().as_bytes());
         }

@@ -19,7 +19,7 @@ use tunnel_proto::cose::SigningKey;
 use tunnel_proto::grant::{Grant, Limits};
 use tunnel_proto::keys::{KeyHash, Secret};
 use tunnel_proto::lock::{Access, Lock, Permit, Statement, Window};
-use tunnel_proto::message::{Attached, EndTunnel, FromAgent, FromServer, Goodbye, Renewed, Rotate};
+use tunnel_proto::message::{Attached, EndTunnel, EndedBy, FromAgent, FromServer, Goodbye, Renewed, Rotate};
 
 /// A local service that a test plays itself.
 async fn service() -> (TcpListener, String) {
@@ -68,6 +68,9 @@ async fn a_session_carries_bytes_and_half_closes_both_ways() {
     };
     assert_eq!((ended.service.as_str(), ended.refused), ("ssh", None));
     assert_eq!((ended.bytes_in, ended.bytes_out), (8, 6));
+    let end = ended.end.unwrap();
+    assert_eq!((end.by, end.cause), (EndedBy::Both, None));
+    assert!(end.started_at <= grant.expires_at, "{end:?}");
 
     tunnel.connection.close(0u32.into(), b"done");
     assert_eq!(link.tunnel_ended(&grant).await, Code::TunnelClosed);

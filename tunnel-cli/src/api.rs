@@ -441,6 +441,15 @@ impl Api {
             .await
     }
 
+    /// Lists sessions that were; `query` is none or begins with `&`.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn sessions(&mut self, query: &str, limit: u32) -> Result<Vec<Session>, HttpError> {
+        self.get(&format!("/v1/sessions?limit={limit}{query}"), LIST)
+            .await
+    }
+
     /// Calls a path and reads its answer.
     ///
     /// # Errors

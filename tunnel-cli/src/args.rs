@@ -77,6 +77,8 @@ pub enum Command {
     Forward(Forward),
     /// List tunnels
     Tunnels(Tunnels),
+    /// List sessions that were: who used which service on which device, and how it ended
+    Sessions(Sessions),
     /// Show one tunnel, or one device
     Describe(Describe),
     /// Close tunnels
@@ -238,6 +240,29 @@ pub struct Tunnels {
     /// List ended ones too
     #[arg(long)]
     pub all: bool,
+    /// How many at most
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub limit: u32,
+}
+
+/// `tunnel sessions`.
+#[derive(Debug, Args)]
+pub struct Sessions {
+    /// Only those of an operator
+    #[arg(long, value_name = "NAME")]
+    pub operator: Option<OperatorName>,
+    /// Only those on a device
+    #[arg(long, value_name = "ID")]
+    pub device: Option<DeviceId>,
+    /// Only those of a tunnel: its id, or the first digits of it
+    #[arg(long, value_name = "TUNNEL")]
+    pub tunnel: Option<String>,
+    /// Only those that ended within this time, as `12h`
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Span>,
+    /// Show all that is known of each
+    #[arg(long)]
+    pub long: bool,
     /// How many at most
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500))]
     pub limit: u32,

@@ -11,6 +11,7 @@ pub mod login;
 pub mod members;
 pub mod outages;
 pub mod policy;
+pub mod sessions;
 pub mod ssh;
 pub mod status;
 pub mod suspension;

@@ -153,6 +153,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
             forward::run(&context.home, context.output, forward).await
         }
         Command::Tunnels(args) => commands::tunnels::list(context, args).await,
+        Command::Sessions(args) => commands::sessions::sessions(context, args).await,
         Command::Describe(args) => commands::tunnels::describe(context, args).await,
         Command::Close(args) => commands::tunnels::close(context, args).await,
         Command::Rotate(args) => commands::tunnels::rotate(context, args).await,

@@ -302,8 +302,20 @@ pub struct Tunnel {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub approval: Option<ApprovalId>,
-    /// Datagrams and bytes that the relay forwarded, while it is open.
+    /// Datagrams and bytes that the relay forwarded.
     pub traffic: Option<Traffic>,
+    /// SHA-256 of the signed grant, 64 hexadecimal digits; older tunnels do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<String>,
+    /// Who has approved it, if that was needed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvers: Vec<String>,
+    /// Who ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<String>,
+    /// The address that the request came from.
+    #[serde(default)]
+    pub source: String,
 }
 
 /// Answer of `GET /v1/tunnels/{id}/end`.
@@ -370,6 +382,91 @@ pub struct Traffic {
     pub source_carrier: Option<String>,
     /// Carrier of the device's leg, once it is bound.
     pub destination_carrier: Option<String>,
+    /// Where the legs were, one after the other: the first place of each, and the last ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<LegPath>,
+}
+
+/// A place of a leg.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LegPath {
+    /// `source` or `destination`.
+    pub leg: String,
+    /// `udp` or `websocket`.
+    pub carrier: String,
+    /// The address and port that the relay saw.
+    pub address: String,
+}
+
+/// A session that has ended or was refused, as `GET /v1/sessions` returns it: all that the audit trail says of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Session {
+    /// Number of its audit record.
+    pub seq: u64,
+    /// The tunnel.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub tunnel: TunnelId,
+    /// Who used it.
+    pub operator: Option<String>,
+    /// On which device.
+    pub device: Option<String>,
+    /// The service that was asked for.
+    pub service: String,
+    /// Why it was refused, if it was.
+    pub refused: Option<String>,
+    /// When it started, in seconds since 1970.
+    pub started_at: Option<u64>,
+    /// When its end was recorded, in seconds since 1970.
+    pub ended_at: u64,
+    /// Milliseconds from its start to its end.
+    pub millis: u64,
+    /// Bytes from the operator to the service.
+    pub bytes_in: u64,
+    /// Bytes from the service to the operator.
+    pub bytes_out: u64,
+    /// Who ended it: `both`, `operator`, `service` or `tunnel`.
+    pub ended_by: Option<String>,
+    /// Why the tunnel ended, if that ended the session.
+    pub cause: Option<String>,
+    /// Where the legs of its tunnel were.
+    pub paths: Vec<LegPath>,
+    /// What it rested on.
+    pub opening: Option<Opening>,
+}
+
+/// What a tunnel rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Opening {
+    /// SHA-256 of the operator's public key.
+    pub holder_key: String,
+    /// What it may be used for.
+    pub services: Vec<String>,
+    /// SHA-256 of the signed grant, 64 hexadecimal digits.
+    pub grant: Option<String>,
+    /// The policy revision that decided.
+    pub policy_revision: u64,
+    /// The policies that decided.
+    pub policies: Vec<String>,
+    /// Why it was opened.
+    pub reason: Option<String>,
+    /// Who has approved it, if that was needed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvers: Vec<String>,
+    /// The approval that it rests on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<String>,
+    /// Whether it was opened without the approvals that policy asks for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub break_glass: bool,
+    /// The address that the request came from.
+    pub source: String,
+    /// When it was opened, in seconds since 1970.
+    pub opened_at: u64,
+    /// When it was to end at the latest, in seconds since 1970.
+    pub expires_at: u64,
 }
 
 /// `POST /v1/enrol-codes`: makes a one-time code.

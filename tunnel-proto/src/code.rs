@@ -56,6 +56,7 @@ macro_rules! codes {
                         | Self::OperatorDisabled
                         | Self::Cut
                         | Self::ApprovalWithdrawn
+                        | Self::AuditUnavailable
                 )
             }
 
@@ -83,7 +84,7 @@ codes! {
     /// A part that the answer needs does not work at the moment.
     Unavailable = 7, "E_UNAVAILABLE", "the control plane cannot answer at the moment", "try again in a few seconds", Unreachable;
     /// The decision could not be recorded, so it was not made.
-    AuditUnavailable = 8, "E_AUDIT_UNAVAILABLE", "the decision could not be recorded, so nothing was opened", "tell the server's owner: its disk may be full", Unreachable;
+    AuditUnavailable = 8, "E_AUDIT_UNAVAILABLE", "the server cannot record what happens, so nothing may be opened", "tell the server's owner: its disk may be full", Unreachable;
     /// The caller has no certificate, or not one that this request needs.
     Unauthenticated = 9, "E_UNAUTHENTICATED", "no valid certificate was shown", "run `tunnel login CODE` with a fresh code", Denied;
     /// The message is larger than its bound.

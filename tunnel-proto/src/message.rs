@@ -96,6 +96,9 @@ pub enum FromServer {
     /// Second answer to the [`FromAgent::Ping`] of this number, after the time that it asked for.
     #[n(12)]
     Echo(#[n(0)] u64),
+    /// Whether sessions may begin: they may not while the server cannot record what happens. Those that are there go on.
+    #[n(13)]
+    Recording(#[n(0)] bool),
 }
 
 /// First message on a control link.
@@ -282,6 +285,75 @@ pub struct SessionEnded {
     /// Bytes from the service to the operator.
     #[n(5)]
     pub bytes_out: u64,
+    /// When it started and what ended it; agents of before do not say.
+    #[n(6)]
+    pub end: Option<SessionEnd>,
+}
+
+/// When a session started, and what ended it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct SessionEnd {
+    /// When it started, by the server's clock as the device knows it.
+    #[n(0)]
+    pub started_at: UnixTime,
+    /// Who ended it.
+    #[n(1)]
+    pub by: EndedBy,
+    /// Why the tunnel ended, if that ended the session.
+    #[n(2)]
+    pub cause: Option<Code>,
+}
+
+/// Who ended a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum EndedBy {
+    /// A newer release than this knows.
+    Unknown = 0,
+    /// Both sides: each said all that it had to say.
+    Both = 1,
+    /// The operator broke it off.
+    Operator = 2,
+    /// The service broke it off.
+    Service = 3,
+    /// The end of the tunnel.
+    Tunnel = 4,
+}
+
+impl EndedBy {
+    /// Returns the word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Both => "both",
+            Self::Operator => "operator",
+            Self::Service => "service",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+impl<C> minicbor::Encode<C> for EndedBy {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.u8(*self as u8)?.ok()
+    }
+}
+
+impl<'b, C> minicbor::Decode<'b, C> for EndedBy {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Ok(match d.u64()? {
+            1 => Self::Both,
+            2 => Self::Operator,
+            3 => Self::Service,
+            4 => Self::Tunnel,
+            _ => Self::Unknown,
+        })
+    }
 }
 
 /// Keepalive of the control link.

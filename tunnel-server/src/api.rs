@@ -26,6 +26,7 @@ mod error;
 mod input;
 mod members;
 mod outages;
+mod sessions;
 mod status;
 mod suspensions;
 mod tunnels;
@@ -94,6 +95,7 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(members::add, members::remove))
         .routes(routes!(members::facts, members::change_facts))
         .routes(routes!(audit::page))
+        .routes(routes!(sessions::list))
         .routes(routes!(carrier::carrier))
 }
 

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tunnel_policy::Question;
-use tunnel_proto::api::{Limits, Traffic};
+use tunnel_proto::api::{LegPath, Limits, Opening, Traffic};
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::{FactName, FactValue, GroupName};
 use tunnel_proto::{
@@ -236,6 +236,32 @@ pub enum Event {
         expires_at: UnixTime,
         source: String,
     },
+    /// More was refused to somebody than is worth a record each: how often, by what it was, since when.
+    #[serde(rename = "denials.gathered")]
+    DenialsGathered {
+        by: String,
+        source: String,
+        since: UnixTime,
+        count: u64,
+        what: BTreeMap<String, u64>,
+    },
+    /// Records were dropped for their age; `statement` is what the server signed of it, in base64url.
+    #[serde(rename = "audit.dropped")]
+    AuditDropped {
+        first: u64,
+        last: u64,
+        count: u64,
+        hash: String,
+        statement: String,
+    },
+    /// Records can be written again: for how long they could not, how many sessions' waited meanwhile, and how many of
+    /// those found no room.
+    #[serde(rename = "evidence.restored")]
+    EvidenceRestored {
+        failing_secs: u64,
+        waited: u64,
+        lost: u64,
+    },
 
     /// A tunnel was decided.
     #[serde(rename = "tunnel.opened")]
@@ -253,6 +279,13 @@ pub enum Event {
         /// Absent in records of before there were any.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limits: Option<Limits>,
+        /// SHA-256 of the signed grant; absent in older records.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grant: Option<String>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        approvers: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        approval: Option<String>,
         /// All that the decision was made from; absent in older records, which cannot be replayed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         question: Option<Box<Question>>,
@@ -277,10 +310,27 @@ pub enum Event {
     },
     /// A token was redeemed: one leg is admitted.
     #[serde(rename = "tunnel.attached")]
-    TunnelAttached { tunnel: TunnelId, role: String },
+    TunnelAttached {
+        tunnel: TunnelId,
+        role: String,
+        /// Absent in older records, as the device.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        operator: Option<OperatorName>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<DeviceId>,
+    },
     /// Both legs of a tunnel are bound.
     #[serde(rename = "tunnel.connected")]
-    TunnelConnected { tunnel: TunnelId },
+    TunnelConnected {
+        tunnel: TunnelId,
+        /// Absent in older records, as the device and the paths.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        operator: Option<OperatorName>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<DeviceId>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        paths: Vec<LegPath>,
+    },
     /// A tunnel has ended.
     #[serde(rename = "tunnel.ended")]
     TunnelEnded {
@@ -291,6 +341,9 @@ pub enum Event {
         by: String,
         lived_secs: u64,
         traffic: Option<Traffic>,
+        /// What it rested on; absent in older records.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        opening: Option<Box<Opening>>,
     },
     /// The key of a leg was rotated.
     #[serde(rename = "tunnel.rotated")]
@@ -338,6 +391,9 @@ pub enum Event {
         millis: u64,
         bytes_in: u64,
         bytes_out: u64,
+        /// All that follows is absent in older records.
+        #[serde(flatten)]
+        of: SessionOf,
     },
     /// A session was refused at the device.
     #[serde(rename = "session.refused")]
@@ -345,6 +401,8 @@ pub enum Event {
         tunnel: TunnelId,
         service: String,
         reason: Code,
+        #[serde(flatten)]
+        of: SessionOf,
     },
 
     /// A device's control link came up; `replaced` tells that it took an older link's place.
@@ -363,6 +421,34 @@ pub enum Event {
         why: String,
         linked_secs: u64,
     },
+}
+
+/// Whose session it was, and what it rested on, so that its record speaks for itself.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct SessionOf {
+    /// Who used it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operator: Option<OperatorName>,
+    /// On which device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceId>,
+    /// When it started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<UnixTime>,
+    /// Who ended it: `both`, `operator`, `service` or `tunnel`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<String>,
+    /// Why the tunnel ended, if that ended the session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Code>,
+    /// Where the legs of the tunnel were.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<LegPath>,
+    /// What the tunnel rested on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opening: Option<Box<Opening>>,
 }
 
 /// What an enrolment makes, and what a group holds.
@@ -473,6 +559,7 @@ mod tests {
             tunnel,
             service: service.into(),
             reason: Code::LocalPolicy,
+            of: SessionOf::default(),
         };
         let written = event.write();
         assert!(!written.body.contains('\n'));

@@ -75,6 +75,10 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// How many agents come back in a second after a restart: a core proves a few hundred of them.
     pub returns_per_sec: u32,
+    /// For how many days audit records are kept; for ever if absent.
+    pub audit_keep_days: Option<u32>,
+    /// Whether live tunnels end when records could not be written for a minute. Nothing new opens then in any case.
+    pub audit_strict: bool,
 }
 
 /// How many agents come back in a second, unless the configuration says otherwise.
@@ -142,6 +146,8 @@ impl Config {
             reader.wrong("`metrics` has to be an address of this machine alone, as \"127.0.0.1:9464\"");
         }
         let returns_per_sec = reader.number("returns_per_sec", 1..=100_000);
+        let audit_keep_days = reader.number("audit_keep_days", 1..=36_500);
+        let audit_strict = reader.flag("audit_strict");
         let wrongs = reader.finish();
         match (node, trust_domain, address) {
             (Some(node), Some(trust_domain), Some(address)) if wrongs.is_empty() => {
@@ -153,6 +159,8 @@ impl Config {
                     listen,
                     metrics,
                     returns_per_sec: returns_per_sec.unwrap_or(RETURNS_PER_SEC),
+                    audit_keep_days,
+                    audit_strict: audit_strict.unwrap_or(false),
                 })
             }
             _ => Err(wrongs),
@@ -164,6 +172,10 @@ impl Config {
         let metrics = match self.metrics {
             Some(address) => format!("metrics = \"{address}\""),
             None => "# metrics = \"127.0.0.1:9464\"".to_owned(),
+        };
+        let keep = match self.audit_keep_days {
+            Some(days) => format!("audit_keep_days = {days}"),
+            None => "# audit_keep_days = 400".to_owned(),
         };
         format!(
             "# Settings of this server. Changes take effect at its next start.\n\
@@ -184,8 +196,21 @@ impl Config {
              {}\n\
              \n\
              # How many agents come back in a second after a restart.\n\
-             returns_per_sec = {}\n",
-            self.node, self.trust_domain, self.address, self.listen, metrics, self.returns_per_sec
+             returns_per_sec = {}\n\
+             \n\
+             # For how many days audit records are kept; for ever if this is absent.\n\
+             {}\n\
+             \n\
+             # Whether live tunnels end when records could not be written for a minute. Nothing new opens then anyway.\n\
+             audit_strict = {}\n",
+            self.node,
+            self.trust_domain,
+            self.address,
+            self.listen,
+            metrics,
+            self.returns_per_sec,
+            keep,
+            self.audit_strict
         )
     }
 }
@@ -257,6 +282,17 @@ impl<'t> Reader<'t> {
         number
     }
 
+    fn flag(&mut self, key: &str) -> Option<bool> {
+        let value = self.table.remove(key)?;
+        let line = Some(line_of(self.text, value.span().start));
+        let flag = value.get_ref().as_bool();
+        if flag.is_none() {
+            let message = format!("`{key}` is `true` or `false`");
+            self.wrongs.push(Wrong { line, message });
+        }
+        flag
+    }
+
     fn wrong(&mut self, message: &str) {
         let message = message.to_owned();
         self.wrongs.push(Wrong { line: None, message });
@@ -266,8 +302,8 @@ impl<'t> Reader<'t> {
     fn finish(mut self) -> Vec<Wrong> {
         for (key, _) in &self.table {
             let line = Some(line_of(self.text, key.span().start));
-            let known =
-                "`node`, `trust_domain`, `address`, `listen`, `metrics` and `returns_per_sec` are known";
+            let known = "`node`, `trust_domain`, `address`, `listen`, `metrics`, `returns_per_sec`, `audit_keep_days` and \
+                 `audit_strict` are known";
             self.wrongs.push(Wrong {
                 line,
                 message: format!("`{}` is not known; {known}", key.get_ref()),
@@ -298,6 +334,27 @@ mod tests {
             listen: "[::]:8443".parse().unwrap(),
             metrics: None,
             returns_per_sec: RETURNS_PER_SEC,
+            audit_keep_days: None,
+            audit_strict: false,
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_records_is_read() {
+        let with = |more: &str| {
+            let text = config().to_toml().replace("audit_strict = false\n", "");
+            Config::parse(&format!("{text}{more}\n"))
+        };
+        let strict = with("audit_strict = true\naudit_keep_days = 400").unwrap();
+        assert_eq!((strict.audit_keep_days, strict.audit_strict), (Some(400), true));
+        assert_eq!(Config::parse(&strict.to_toml()), Ok(strict));
+        for bad in [
+            "audit_strict = 1",
+            "audit_strict = \"true\"",
+            "audit_keep_days = 0",
+            "audit_keep_days = \"9\"",
+        ] {
+            assert_eq!(with(bad).unwrap_err().len(), 1, "{bad}");
         }
     }
 

@@ -18,6 +18,7 @@ use tunnel_proto::{Code, DeviceId, Identity, NodeName, OperatorName, UnixTime};
 
 use self::approvals::Decisions;
 use self::decide::InForce;
+use self::evidence::Evidence;
 use self::quotas::Quotas;
 use self::steadiness::{Moment, Steadiness};
 use self::suspension::Suspended;
@@ -34,9 +35,12 @@ use crate::tunnels::Tunnels;
 
 pub(crate) mod approvals;
 pub(crate) mod decide;
+pub(crate) mod evidence;
+mod gathered;
 mod members;
 mod policies;
 pub(crate) mod quotas;
+pub(crate) mod retention;
 pub(crate) mod steadiness;
 pub(crate) mod suspension;
 pub(crate) mod trust;
@@ -71,6 +75,9 @@ pub(crate) struct Control {
     pub(crate) tunnels: Tunnels,
     pub(crate) links: Links,
     pub(crate) quotas: Quotas,
+    pub(crate) evidence: Evidence,
+    /// How long audit records are kept; for ever if absent.
+    pub(crate) audit_kept: Option<Duration>,
     pub(crate) steadiness: Mutex<Steadiness>,
     pub(crate) started: Instant,
     /// How many agents are to come back in a second.
@@ -167,13 +174,18 @@ impl Control {
         }
     }
 
-    /// Records an event that anybody can cause, unless that one has caused too many.
+    /// Records an event that anybody can cause; of one who causes too many they are counted only.
     pub(crate) async fn note_by(&self, by: &Identity, event: Event) {
         if self.quotas.records.take(Instant::now(), by) {
             self.note(event).await;
         } else {
-            tracing::debug!(%by, ?event, "too many events of one to be recorded");
+            self.gather(&by.to_string(), "", &event.write().kind);
         }
+    }
+
+    /// Counts what gets no record of its own.
+    pub(crate) fn gather(&self, by: &str, source: &str, what: &str) {
+        self.evidence.gathered().count(by, source, what, self.now());
     }
 
     /// Logs why the store failed, and returns the code that the peer gets.

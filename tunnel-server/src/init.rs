@@ -231,6 +231,8 @@ mod tests {
             listen: crate::config::all_addresses(8443),
             metrics: None,
             returns_per_sec: crate::config::RETURNS_PER_SEC,
+            audit_keep_days: None,
+            audit_strict: false,
         }
     }
 

@@ -23,7 +23,9 @@ use crate::ca::{Keys, KeysError};
 use crate::config::{Config, DataDir};
 use crate::control::approvals::Decisions;
 use crate::control::decide::InForce;
+use crate::control::evidence::{self, Evidence};
 use crate::control::quotas::Quotas;
+use crate::control::retention;
 use crate::control::steadiness::Steadiness;
 use crate::control::suspension::Suspended;
 use crate::control::trust::Revoked;
@@ -53,6 +55,7 @@ const INCOMING_BUFFER: u64 = 16 * 1024;
 const INCOMING_BUFFERS: u64 = 8 * 1024 * 1024;
 /// How long work that was begun has to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How often the server looks whether its own certificate is due.
 const RENEWAL_EVERY: Duration = Duration::from_secs(3600);
 
@@ -172,6 +175,8 @@ impl Server {
             tunnels: Tunnels::default(),
             links: Links::default(),
             quotas: Quotas::new(Instant::now()),
+            evidence: Evidence::new(config.audit_strict),
+            audit_kept: config.audit_keep_days.map(|days| DAY * days),
             started: Instant::now(),
             returns_per_sec: config.returns_per_sec,
             shed: AtomicU64::new(0),
@@ -321,6 +326,8 @@ fn start_watches(
         tunnels::watch::attendance(control.clone()),
     ));
     lasting.spawn(named("alarms of cuts", tunnels::confirm::alarms(control.clone())));
+    lasting.spawn(named("records of it all", evidence::watch(control.clone())));
+    lasting.spawn(named("age of records", retention::watch(control.clone())));
     lasting.spawn(named("passing of time", tunnels::watch::time(control.clone())));
     lasting.spawn(named(
         "events of the relay",

@@ -9,9 +9,11 @@ mod approvals;
 mod enrolment;
 mod facts;
 mod fleet;
+mod health;
 mod journal;
 pub(crate) mod outages;
 mod records;
+mod retention;
 mod rows;
 mod schema;
 pub(crate) mod suspended;
@@ -31,6 +33,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tunnel_proto::{Code, TrustDomain};
 
+use self::health::Health;
+
+pub(crate) use records::approvers;
 pub use records::{
     Assertion, Basis, Certificate, Denied, DeviceRecord, Ended, Enrolled, Enrolment, FactsSet, Issue, Makes,
     Member, NewEnrolCode, NewTunnel, NotOpened, OperatorRecord, PolicyRecord, Redeemed, RevokedSet,
@@ -55,6 +60,7 @@ struct Inner {
     queue: mpsc::Sender<Box<dyn writer::Job>>,
     readers: SqlitePool,
     guesses: Mutex<enrolment::Guesses>,
+    health: Arc<Health>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -101,7 +107,7 @@ impl StoreError {
     /// Returns the code for the peer: whether a record could not be written, or nothing could be read.
     pub const fn code(&self) -> Code {
         match self {
-            Self::Write(_) => Code::AuditUnavailable,
+            Self::Write(_) | Self::Busy => Code::AuditUnavailable,
             _ => Code::Unavailable,
         }
     }
@@ -124,6 +130,7 @@ impl Store {
         let readers = schema::readers(path).await?;
         let (queue, waiting) = mpsc::channel(QUEUE);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let health = writer.health();
         tasks.spawn(writer.run(waiting, stop.clone()));
         tasks.close();
         let guesses = Mutex::default();
@@ -135,6 +142,7 @@ impl Store {
                 queue,
                 readers,
                 guesses,
+                health,
                 tasks,
                 stop,
             }),

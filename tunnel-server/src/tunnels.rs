@@ -33,7 +33,7 @@ mod unconfirmed;
 pub(crate) mod watch;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// The live tunnels, behind a lock that is never held for longer than a look-up.
 #[derive(Debug, Default)]

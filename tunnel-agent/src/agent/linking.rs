@@ -111,6 +111,8 @@ impl Agent {
         }
         self.silence.handle_heard(Instant::now());
         self.handle_server_time(welcome.clock);
+        // A server that cannot says so next.
+        self.handle_recording(true);
         self.note_linked();
     }
 

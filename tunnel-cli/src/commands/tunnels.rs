@@ -111,14 +111,10 @@ fn one(tunnel: &Tunnel) -> String {
         ("state", tunnel.state.clone()),
         ("opened", time_text(tunnel.opened_at)),
         ("until", time_text(tunnel.expires_at)),
-        (
-            "decided by",
-            format!(
-                "{} (policy revision {})",
-                list_text(&tunnel.policies),
-                tunnel.policy_revision
-            ),
-        ),
+        ("decided by", decided_by(&tunnel.policies, tunnel.policy_revision)),
+        ("approved by", list_text(&tunnel.approvers)),
+        ("grant", or_dash(&tunnel.grant)),
+        ("asked from", tunnel.source.clone()),
     ];
     if let Some(approval) = tunnel.approval {
         rows.push(("approval", approval.to_string()));
@@ -129,7 +125,12 @@ fn one(tunnel: &Tunnel) -> String {
     if let Some(ended_at) = tunnel.ended_at {
         rows.push((
             "ended",
-            format!("{}, {}", time_text(ended_at), or_dash(&tunnel.end_reason)),
+            format!(
+                "{}, {}, by {}",
+                time_text(ended_at),
+                or_dash(&tunnel.end_reason),
+                or_dash(&tunnel.ended_by)
+            ),
         ));
     }
     if let Some(traffic) = &tunnel.traffic {
@@ -159,8 +160,16 @@ fn one(tunnel: &Tunnel) -> String {
                 leg(&traffic.destination_carrier)
             ),
         ));
+        for path in &traffic.paths {
+            rows.push(("path", format!("{}: {} {}", path.leg, path.carrier, path.address)));
+        }
     }
     output::fields(&rows)
+}
+
+/// Writes what has decided.
+pub(super) fn decided_by(policies: &[String], revision: u64) -> String {
+    format!("{} (policy revision {revision})", list_text(policies))
 }
 
 /// Closes tunnels, each for itself; the first failure is told at the end.

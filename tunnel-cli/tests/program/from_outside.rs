@@ -17,6 +17,7 @@ const COMMANDS: &[&str] = &[
     "ssh-config",
     "forward",
     "tunnels",
+    "sessions",
     "describe",
     "close",
     "cut",

@@ -1,21 +1,20 @@
 //! The audit chain, page by page.
 
-use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
+use tunnel_proto::Refusal;
 use tunnel_proto::api::{AuditPage, ErrorBody};
 use tunnel_proto::ids::hex;
-use tunnel_proto::{Code, Refusal};
 use utoipa::IntoParams;
 
 use super::caller::Caller;
 use super::error::ApiError;
-use super::input::Params;
+use super::input::{Params, name};
 use crate::audit::filter::Filter;
-use crate::control::Control;
+use crate::control::{Control, to_base64};
 use tunnel_policy::Action;
 
 /// Most records in one answer (THREATS part 5).
@@ -48,15 +47,11 @@ pub(crate) struct Page {
 
 impl Page {
     fn filter(&self) -> Result<Filter, Refusal> {
-        fn read<T: FromStr>(name: &str, text: Option<&String>) -> Result<Option<T>, Refusal> {
-            let bad = |_| Refusal::new(Code::BadName, format!("`{name}` is none"));
-            text.map(|text| text.parse().map_err(bad)).transpose()
-        }
         Ok(Filter {
             kind: self.kind.clone(),
-            operator: read("operator", self.operator.as_ref())?,
-            device: read("device", self.device.as_ref())?,
-            tunnel: read("tunnel", self.tunnel.as_ref())?,
+            operator: name("operator", self.operator.as_ref())?,
+            device: name("device", self.device.as_ref())?,
+            tunnel: name("tunnel", self.tunnel.as_ref())?,
             since: self.since,
             until: self.until,
         })
@@ -85,11 +80,17 @@ pub(crate) async fn page(
         .audit_head()
         .await
         .map_err(|error| control.store_failed(&error))?;
+    // Asked for last: what is dropped meanwhile is on the page and in the statement, and nothing is in neither.
+    let dropped = control
+        .store
+        .audit_dropped()
+        .await
+        .map_err(|error| control.store_failed(&error))?;
     Ok(Json(AuditPage {
         records,
         through,
         checkpoint: Some(control.checkpoint(head)),
         checkpoint_key: hex(control.keys.audit_key.verifying_key().as_bytes()),
-        dropped: None,
+        dropped: dropped.as_deref().map(to_base64),
     }))
 }

@@ -1,5 +1,6 @@
 //! Reads what a request brings: bounded, in bounded time, and only after the caller is known.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
@@ -56,6 +57,15 @@ fn check_head(headers: &HeaderMap, max: usize) -> Result<(), ApiError> {
         return Err(Code::TooLarge.into());
     }
     Ok(())
+}
+
+/// Reads a name out of a query.
+///
+/// # Errors
+/// [`Code::BadName`], with the parameter.
+pub(crate) fn name<T: FromStr>(parameter: &str, text: Option<&String>) -> Result<Option<T>, Refusal> {
+    let bad = |_| Refusal::new(Code::BadName, format!("`{parameter}` is none"));
+    text.map(|text| text.parse().map_err(bad)).transpose()
 }
 
 /// The query of a request.

@@ -10,6 +10,7 @@ use tunnel_proto::api::{
     AttachTunnel, AttachedTunnel, CutReport, CutTunnels, ErrorBody, OpenTunnel, OpenedTunnel, RotateTunnel,
     RotatedTunnel, Tunnel, TunnelEnd,
 };
+use tunnel_proto::ids::hex;
 use tunnel_proto::{Code, Refusal, TunnelId};
 use utoipa::IntoParams;
 
@@ -17,7 +18,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::input::{Body, Params};
 use crate::control::Control;
-use crate::store::TunnelRecord;
+use crate::store::{TunnelRecord, approvers};
 use crate::tunnels::table::Phase;
 use tunnel_policy::Action;
 
@@ -251,6 +252,7 @@ fn shown(control: &Control, tunnel: TunnelRecord) -> Tunnel {
         state,
         opened_at,
         ended,
+        grant,
         ..
     } = tunnel;
     let counted = control.relay.traffic(decided.circuit);
@@ -269,7 +271,11 @@ fn shown(control: &Control, tunnel: TunnelRecord) -> Tunnel {
         policies: decided.policies,
         limits: decided.limits,
         break_glass: decided.break_glass,
+        grant: grant.map(|grant| hex(&grant)),
+        approvers: approvers(decided.approval.as_ref()),
         approval: decided.approval.and_then(|approval| approval.id),
+        ended_by: ended.as_ref().map(|ended| ended.by.clone()),
+        source: decided.source,
         traffic: counted.or_else(|| ended.and_then(|ended| ended.traffic)),
     }
 }

@@ -65,6 +65,14 @@ fn is_about(body: &Value, field: &str, name: &str) -> bool {
     if text(field) == Some(name) {
         return true;
     }
+    // Who approves is named as an operator is; and what is asked for may be several devices.
+    if field == "operator" && text("by") == Some(name) {
+        return true;
+    }
+    let devices = body.get("devices").and_then(Value::as_array);
+    if field == "device" && devices.is_some_and(|devices| devices.iter().any(|device| device == name)) {
+        return true;
+    }
     let ids = body.get("ids").and_then(Value::as_array);
     let listed = || ids.is_some_and(|ids| ids.iter().any(|id| id.as_str() == Some(name)));
     let is_member = || NAMES.iter().any(|named| text(named) == Some(name)) || listed();
@@ -98,6 +106,7 @@ mod tests {
             (r#"{"by":"operator/ana","target":"device/pump-17"}"#, true, true),
             (r#"{"presented_by":"spiffe://f/operator/ana"}"#, true, false),
             (r#"{"identity":"spiffe://f/device/pump-17"}"#, false, true),
+            (r#"{"by":"ana","devices":["pump-17"]}"#, true, true),
             (r#"{"makes":"operator","member":"ana"}"#, true, false),
             (r#"{"makes":"device","ids":["pump-16","pump-17"]}"#, false, true),
             (r#"{"makes":"device","member":"ana"}"#, false, false),

@@ -71,6 +71,8 @@ impl Init {
             listen,
             metrics: None,
             returns_per_sec: RETURNS_PER_SEC,
+            audit_keep_days: None,
+            audit_strict: false,
         })
     }
 

@@ -173,7 +173,12 @@ impl Control {
     }
 
     async fn record_denial(&self, caller: &Caller, action: &str) -> Result<(), Code> {
-        if !self.quotas.records.take(Instant::now(), &caller.peer.identity) {
+        if !self.quotas.denials.take(Instant::now(), &caller.peer.identity) {
+            self.gather(
+                &caller.by(),
+                &caller.source.ip().to_string(),
+                &format!("access.denied {action}"),
+            );
             return Err(Code::Limit);
         }
         let (operator, source) = (caller.name.clone(), caller.source.ip().to_string());

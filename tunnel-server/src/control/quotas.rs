@@ -31,12 +31,21 @@ const EXPLANATIONS: Allowance = Allowance {
     refill_all: Duration::from_millis(20),
 };
 
-/// Records that one can cause without having any right: refusals, and links that come and go (THREATS AUD-05).
+/// Records that one can cause without having any right: refused tokens, and links that come and go (THREATS AUD-05).
 const RECORDS: Allowance = Allowance {
     burst: 200,
     refill: Duration::from_secs(1),
     burst_all: 20_000,
     refill_all: Duration::from_millis(2),
+};
+
+/// Refusals that get a record each; those beyond are gathered. All together about 7 MB in the first minute of a flood, and
+/// 5 MB in each one after (THREATS AUD-05).
+const DENIALS: Allowance = Allowance {
+    burst: 100,
+    refill: Duration::from_secs(1),
+    burst_all: 1_000,
+    refill_all: Duration::from_millis(30),
 };
 
 /// Links of one device. A network that comes and goes needs some in a row; what a device takes beyond that would be taken
@@ -55,6 +64,7 @@ pub(crate) struct Quotas {
     pub(crate) decisions: Rate<Identity>,
     pub(crate) explanations: Rate<Identity>,
     pub(crate) records: Rate<Identity>,
+    pub(crate) denials: Rate<Identity>,
     pub(crate) links: Rate<DeviceId>,
 }
 
@@ -66,6 +76,7 @@ impl Quotas {
             decisions: Rate::new(DECISIONS, now),
             explanations: Rate::new(EXPLANATIONS, now),
             records: Rate::new(RECORDS, now),
+            denials: Rate::new(DENIALS, now),
             links: Rate::new(LINKS, now),
         }
     }

@@ -152,6 +152,9 @@ async fn attend(
         streams.messages,
     ));
     tasks.spawn(work::work(control.clone(), link.clone(), waiting, replaced));
+    if control.evidence.is_paused() {
+        link.send(FromServer::Recording(false));
+    }
     tracing::info!(device = %link.device, carrier = %link.carrier(control), "device linked");
 
     let why = read(control, link, streams.recv, lane).await;

@@ -13,7 +13,7 @@ use tunnel_proto::{Code, DeviceId, TunnelId};
 
 use super::renew::Renewals;
 use super::{Link, report};
-use crate::audit::{Event, bounded};
+use crate::audit::{Event, SessionOf, bounded};
 use crate::control::Control;
 use crate::store::SessionRecord;
 use crate::store::outages::cleaned;
@@ -185,23 +185,28 @@ async fn attach(control: Arc<Control>, link: Arc<Link>, request: Attach) {
     link.send(answer);
 }
 
-/// Says whether a tunnel leads to this device. What an agent says of other tunnels is passed over.
-async fn is_own(control: &Control, link: &Link, tunnel: TunnelId) -> bool {
-    if let Some(live) = control.tunnels.get(tunnel) {
-        return live.facts.device == link.device;
-    }
-    let stored = control.store.tunnel(tunnel).await;
-    stored
+/// Records a session that has ended or was refused. What an agent says of other devices' tunnels is passed over.
+async fn session_ended(control: Arc<Control>, link: Arc<Link>, session: SessionEnded) {
+    let stored = control.store.tunnel(session.tunnel).await;
+    let Some(tunnel) = stored
         .ok()
         .flatten()
-        .is_some_and(|tunnel| tunnel.decided.device == link.device)
-}
-
-/// Records a session that has ended or was refused.
-async fn session_ended(control: Arc<Control>, link: Arc<Link>, session: SessionEnded) {
-    if !is_own(&control, &link, session.tunnel).await {
+        .filter(|tunnel| tunnel.decided.device == link.device)
+    else {
         return;
-    }
+    };
+    let traffic = control.relay.traffic(tunnel.decided.circuit);
+    let traffic = traffic.or_else(|| tunnel.ended.as_ref().and_then(|ended| ended.traffic.clone()));
+    let end = session.end;
+    let of = SessionOf {
+        started_at: end.map(|end| end.started_at),
+        ended_by: end.map(|end| end.by.as_str().to_owned()),
+        cause: end.and_then(|end| end.cause),
+        paths: traffic.map(|traffic| traffic.paths).unwrap_or_default(),
+        opening: Some(Box::new((&tunnel).into())),
+        operator: Some(tunnel.decided.operator),
+        device: Some(tunnel.decided.device),
+    };
     let record = SessionRecord {
         tunnel: session.tunnel,
         service: bounded(&session.service),
@@ -209,9 +214,11 @@ async fn session_ended(control: Arc<Control>, link: Arc<Link>, session: SessionE
         millis: session.millis,
         bytes_in: session.bytes_in,
         bytes_out: session.bytes_out,
+        of,
     };
-    if let Err(error) = control.store.session(record).await {
-        tracing::warn!(tunnel = %session.tunnel.fmt_short(), %error, "a session could not be recorded");
+    if let Err(error) = control.store.session(record.clone()).await {
+        tracing::warn!(tunnel = %session.tunnel.fmt_short(), %error, "a session waits to be recorded");
+        control.evidence.keep(record);
     }
 }
 

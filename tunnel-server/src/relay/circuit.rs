@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use tunnel_proto::CircuitId;
-use tunnel_proto::api::Traffic;
+use tunnel_proto::api::{LegPath, Traffic};
 use tunnel_proto::bind::Role;
 use tunnel_proto::carrier::Carrier;
 
+use super::address;
 use super::budget::{Budget, Spend};
 use super::connection::Connection;
 use super::gate::Gate;
@@ -23,6 +24,9 @@ const EARLY_DATAGRAMS: usize = 8;
 
 /// Bytes that are kept for a leg that is not bound yet.
 const EARLY_BYTES: usize = 16 * 1024;
+
+/// Places of legs that are kept for the record of a tunnel.
+const MAX_PATHS: usize = 8;
 
 /// Where a leg is.
 #[derive(Clone, Debug)]
@@ -40,6 +44,14 @@ impl Place {
             Self::Udp(_) => Carrier::Udp,
             Self::WebSocket(_) => Carrier::WebSocket,
         }
+    }
+
+    /// Returns the address that the network shows.
+    fn seen(&self) -> SocketAddr {
+        address::canonical(match self {
+            Self::Udp(target) => target.to,
+            Self::WebSocket(connection) => connection.peer(),
+        })
     }
 
     /// Returns the address that the circuit machine knows it by.
@@ -101,6 +113,7 @@ pub(super) struct Circuit {
     id: CircuitId,
     ways: [Way; 2],
     budget: Budget,
+    paths: Mutex<Vec<LegPath>>,
 }
 
 /// The way from one leg to the other. Aligned to two cache lines, since two threads work on the two ways.
@@ -129,6 +142,7 @@ impl Circuit {
             id,
             ways: Default::default(),
             budget: Budget::new(max_bytes, max_bytes_per_sec),
+            paths: Mutex::default(),
         }
     }
 
@@ -169,7 +183,27 @@ impl Circuit {
 
     /// Says where a leg is from now on; `None` when nobody knows.
     pub(super) fn set_place(&self, role: Role, place: Option<Place>) {
+        if let Some(place) = &place {
+            self.note_path(role, place);
+        }
         self.ways[role.other() as usize].to.store(place.map(Arc::new));
+    }
+
+    /// Keeps where a leg is for the record: the first place of each, and of the others the last ones.
+    fn note_path(&self, role: Role, place: &Place) {
+        let path = LegPath {
+            leg: role.as_str().to_owned(),
+            carrier: place.carrier().as_str().to_owned(),
+            address: place.seen().to_string(),
+        };
+        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        if paths.iter().rev().find(|last| last.leg == path.leg) == Some(&path) {
+            return;
+        }
+        if paths.len() >= MAX_PATHS {
+            paths.remove(2);
+        }
+        paths.push(path);
     }
 
     /// Returns where a leg is.
@@ -230,6 +264,7 @@ impl Circuit {
             dropped: source.dropped.load(Ordering::Relaxed) + destination.dropped.load(Ordering::Relaxed),
             source_carrier: carrier(Role::Source),
             destination_carrier: carrier(Role::Destination),
+            paths: self.paths.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }

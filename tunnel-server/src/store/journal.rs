@@ -72,6 +72,29 @@ impl Store {
         Ok((found, through))
     }
 
+    /// Returns the records of the newest sessions that fit, newest first. Not more than [`LOOKED_AT`] are looked at.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub(crate) async fn sessions(&self, filter: &Filter, limit: u32) -> Result<Vec<AuditRecord>, StoreError> {
+        let mut rows = sqlx::query(
+            "SELECT * FROM audit WHERE kind IN ('session.ended', 'session.refused') ORDER BY seq DESC LIMIT ?",
+        )
+        .bind(LOOKED_AT)
+        .fetch(&self.inner.readers);
+        let mut found = Vec::new();
+        while found.len() < limit as usize
+            && let Some(row) = poll_fn(|cx| rows.as_mut().poll_next(cx)).await
+        {
+            let row = row?;
+            let (kind, body) = (row.try_get("kind")?, row.try_get("body")?);
+            if filter.fits(number(&row, "time_millis")?, kind, body) {
+                found.push(record(&row)?);
+            }
+        }
+        Ok(found)
+    }
+
     /// Returns the head of the chain, to be signed as a checkpoint.
     ///
     /// # Errors

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use tunnel_policy::{Approval, Question};
-use tunnel_proto::api::{Limits, Traffic};
+use tunnel_proto::api::{Limits, Opening, Traffic};
+use tunnel_proto::ids::hex;
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::{FactName, FactValue, GroupName};
 use tunnel_proto::{
     CircuitId, Code, DeviceId, Identity, OperatorName, Refusal, ServiceName, TunnelId, UnixTime,
 };
 
-use crate::audit::MemberKind;
+use crate::audit::{MemberKind, SessionOf};
 
 /// A one-time code that somebody made. Its secret is not here: the store keeps the hash.
 #[derive(Clone, Debug)]
@@ -296,6 +297,8 @@ pub struct Basis {
     pub operator_changes: u64,
     /// The device's changes when it was read.
     pub device_changes: u64,
+    /// SHA-256 of the grant that it leads to.
+    pub grant: Option<[u8; 32]>,
 }
 
 /// Why a tunnel that policy permitted was not written.
@@ -405,6 +408,40 @@ pub struct TunnelRecord {
     pub ended: Option<Ended>,
     /// How often the keys of its legs were rotated: source, destination.
     pub rotations: [u32; 2],
+    /// SHA-256 of the signed grant; tunnels of older releases have none.
+    pub grant: Option<[u8; 32]>,
+}
+
+/// What a record says that a tunnel rests on.
+impl From<&TunnelRecord> for Opening {
+    fn from(record: &TunnelRecord) -> Self {
+        let decided = &record.decided;
+        Self {
+            holder_key: decided.holder_key.to_string(),
+            services: decided.services.iter().map(ToString::to_string).collect(),
+            grant: record.grant.map(|grant| hex(&grant)),
+            policy_revision: decided.policy_revision,
+            policies: decided.policies.clone(),
+            reason: decided.reason.clone(),
+            approvers: approvers(decided.approval.as_ref()),
+            approval: approval_id(decided.approval.as_ref()),
+            break_glass: decided.break_glass,
+            source: decided.source.clone(),
+            opened_at: record.opened_at.as_secs(),
+            expires_at: decided.expires_at.as_secs(),
+        }
+    }
+}
+
+/// Returns which approval it is, as records and answers name it.
+pub(crate) fn approval_id(approval: Option<&Approval>) -> Option<String> {
+    Some(approval?.id?.to_string())
+}
+
+/// Returns who has approved, as records and answers name them.
+pub(crate) fn approvers(approval: Option<&Approval>) -> Vec<String> {
+    let approvers = approval.into_iter().flat_map(|approval| &approval.approvers);
+    approvers.map(ToString::to_string).collect()
 }
 
 /// How a tunnel ended.
@@ -452,6 +489,8 @@ pub struct SessionRecord {
     pub bytes_in: u64,
     /// Bytes from the service to the operator.
     pub bytes_out: u64,
+    /// Whose it was.
+    pub of: SessionOf,
 }
 
 /// A policy that is or was in force.

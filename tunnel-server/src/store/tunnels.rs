@@ -2,8 +2,9 @@
 
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
-use tunnel_proto::api::Traffic;
+use tunnel_proto::api::{LegPath, Traffic};
 use tunnel_proto::bind::Role;
+use tunnel_proto::ids::hex;
 use tunnel_proto::{CircuitId, Code, DeviceId, Identity, TokenId, TrustDomain, TunnelId, UnixTime};
 
 use super::approvals::still_stands;
@@ -11,7 +12,7 @@ use super::enrolment::is_revoked;
 use super::journal::revision;
 use super::records::{
     Basis, Denied, Ended, NewTunnel, NotOpened, Redeemed, SessionRecord, TunnelRecord, TunnelState,
-    UnconfirmedCut,
+    UnconfirmedCut, approval_id, approvers,
 };
 use super::rows::{bytes, json, key, name, number, secs, signed, time, time_if_any, to_json};
 use super::suspended::suspension_of;
@@ -75,18 +76,23 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if it is not on the disk.
-    pub async fn tunnel_open(&self, tunnel: TunnelId) -> Result<bool, StoreError> {
+    pub async fn tunnel_open(&self, tunnel: TunnelId, paths: Vec<LegPath>) -> Result<bool, StoreError> {
         self.write(move |w| {
             Box::pin(async move {
-                let done =
-                    sqlx::query("UPDATE tunnels SET state = 'open' WHERE id = ? AND state = 'opening'")
-                        .bind(&tunnel.as_bytes()[..])
-                        .execute(&mut w.connection)
-                        .await?;
-                if done.rows_affected() == 0 {
-                    return Ok(false);
-                }
-                w.append(&Event::TunnelConnected { tunnel }).await?;
+                let row = sqlx::query(
+                    "UPDATE tunnels SET state = 'open' WHERE id = ? AND state = 'opening' RETURNING operator, device",
+                )
+                .bind(&tunnel.as_bytes()[..])
+                .fetch_optional(&mut w.connection)
+                .await?;
+                let Some(row) = row else { return Ok(false) };
+                w.append(&Event::TunnelConnected {
+                    tunnel,
+                    operator: Some(name(&row, "operator")?),
+                    device: Some(name(&row, "device")?),
+                    paths,
+                })
+                .await?;
                 Ok(true)
             })
         })
@@ -225,6 +231,7 @@ impl Store {
             millis,
             bytes_in,
             bytes_out,
+            of,
             ..
         } = session;
         let service = bounded(&session.service);
@@ -233,6 +240,7 @@ impl Store {
                 tunnel,
                 service,
                 reason,
+                of,
             },
             None => Event::SessionEnded {
                 tunnel,
@@ -240,6 +248,7 @@ impl Store {
                 millis,
                 bytes_in,
                 bytes_out,
+                of,
             },
         })
         .await
@@ -331,8 +340,8 @@ async fn open(
     sqlx::query(
         "INSERT INTO tunnels (id, circuit, operator, holder_key, device, device_key, services, reason, source,
              policy_revision, policies, state, opened_at, expires_at, certified_at, approval, limits,
-             break_glass)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?, ?, ?, ?, ?)",
+             break_glass, grant_hash)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&tunnel.id.as_bytes()[..])
     .bind(&tunnel.circuit.as_bytes()[..])
@@ -351,6 +360,7 @@ async fn open(
     .bind(tunnel.approval.as_ref().map(to_json).transpose()?)
     .bind(to_json(&tunnel.limits)?)
     .bind(tunnel.break_glass)
+    .bind(basis.grant.as_ref().map(|grant| &grant[..]))
     .execute(&mut w.connection)
     .await?;
     if tunnel.break_glass {
@@ -377,6 +387,9 @@ async fn open(
         policies: tunnel.policies,
         source: tunnel.source,
         limits: Some(tunnel.limits),
+        grant: basis.grant.map(|grant| hex(&grant)),
+        approvers: approvers(tunnel.approval.as_ref()),
+        approval: approval_id(tunnel.approval.as_ref()),
         question: basis.question,
     })
     .await?;
@@ -399,14 +412,16 @@ async fn redeem(
     role: Role,
     now: UnixTime,
 ) -> Result<Redeemed, StoreError> {
-    let alive = sqlx::query("SELECT 1 FROM tunnels WHERE id = ? AND state <> 'ended' AND expires_at > ?")
-        .bind(&tunnel.as_bytes()[..])
-        .bind(secs(now))
-        .fetch_optional(&mut w.connection)
-        .await?;
-    if alive.is_none() {
+    let alive = sqlx::query(
+        "SELECT operator, device FROM tunnels WHERE id = ? AND state <> 'ended' AND expires_at > ?",
+    )
+    .bind(&tunnel.as_bytes()[..])
+    .bind(secs(now))
+    .fetch_optional(&mut w.connection)
+    .await?;
+    let Some(alive) = alive else {
         return Ok(Redeemed::Gone);
-    }
+    };
     let done =
         sqlx::query("INSERT OR IGNORE INTO redeemed (token, tunnel, role, redeemed_at) VALUES (?, ?, ?, ?)")
             .bind(&token.as_bytes()[..])
@@ -421,6 +436,8 @@ async fn redeem(
     w.append(&Event::TunnelAttached {
         tunnel,
         role: role.as_str().to_owned(),
+        operator: Some(name(&alive, "operator")?),
+        device: Some(name(&alive, "device")?),
     })
     .await?;
     Ok(Redeemed::First)
@@ -436,7 +453,7 @@ async fn end(
 ) -> Result<bool, StoreError> {
     let row = sqlx::query(
         "UPDATE tunnels SET state = 'ended', ended_at = ?, end_code = ?, ended_by = ?, traffic = ?,
-             unconfirmed = ? WHERE id = ? AND state <> 'ended' RETURNING operator, device, opened_at",
+             unconfirmed = ? WHERE id = ? AND state <> 'ended' RETURNING *",
     )
     .bind(secs(now))
     .bind(reason.as_str())
@@ -447,12 +464,13 @@ async fn end(
     .fetch_optional(&mut w.connection)
     .await?;
     let Some(row) = row else { return Ok(false) };
-    let (operator, device) = (name(&row, "operator")?, name(&row, "device")?);
-    let lived_secs = now.since(time(&row, "opened_at")?).as_secs();
+    let tunnel_record = record(&row)?;
+    let lived_secs = now.since(tunnel_record.opened_at).as_secs();
     w.append(&Event::TunnelEnded {
         tunnel,
-        operator,
-        device,
+        opening: Some(Box::new((&tunnel_record).into())),
+        operator: tunnel_record.decided.operator,
+        device: tunnel_record.decided.device,
         reason,
         by,
         lived_secs,
@@ -496,6 +514,10 @@ fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
             row.try_get("source_rotations")?,
             row.try_get("destination_rotations")?,
         ],
+        grant: match row.try_get::<Option<Vec<u8>>, _>("grant_hash")? {
+            Some(_) => Some(bytes(row, "grant_hash")?),
+            None => None,
+        },
     })
 }
 

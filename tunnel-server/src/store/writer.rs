@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{ConnectOptions as _, Connection as _};
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tunnel_proto::api::audit_hash;
 use tunnel_proto::audit::Head;
 
+use super::health::{Health, is_of_disk};
 use super::{QUEUE_WAIT, Store, StoreError, journal, schema};
 use crate::audit::Event;
 use crate::failure::chain;
@@ -125,6 +127,7 @@ struct Taken {
 /// The writer's own state: the file and, while it is well, the connection.
 pub(super) struct Writer {
     path: PathBuf,
+    health: Arc<Health>,
     write: Option<Write>,
 }
 
@@ -133,10 +136,16 @@ impl Writer {
     pub(super) async fn connect(path: &Path) -> Result<Self, StoreError> {
         let mut writer = Self {
             path: path.to_owned(),
+            health: Arc::default(),
             write: None,
         };
         writer.reconnect().await?;
         Ok(writer)
+    }
+
+    /// Returns what tells whether the store can be written.
+    pub(super) fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
     }
 
     /// Writes until the store is closed or its last handle dropped; what is queued by then is still done.
@@ -165,7 +174,11 @@ impl Writer {
             job: first,
             outcome: Ok(()),
         }];
+        self.health.begins(Instant::now());
         let outcome = self.transact(&mut jobs, waiting).await.map_err(as_write_error);
+        let mut each = jobs.iter().map(|taken| &taken.outcome);
+        let well = outcome.is_ok() && !each.any(|outcome| outcome.as_ref().is_err_and(is_of_disk));
+        self.health.ended(Instant::now(), well);
         if let Err(error) = &outcome {
             tracing::error!(error = %chain(error), operations = jobs.len(), "the store cannot be written");
             // A transaction that failed is never tried again on the same connection: what the disk refused once may

@@ -166,7 +166,7 @@ impl Control {
     }
 
     /// Writes down the ends of many tunnels, together.
-    pub(super) async fn record_ends(self: &Arc<Self>, cuts: Vec<Cut>, by: &str) {
+    pub(crate) async fn record_ends(self: &Arc<Self>, cuts: Vec<Cut>, by: &str) {
         let mut records = JoinSet::new();
         for cut in cuts {
             let (control, by) = (self.clone(), by.to_owned());

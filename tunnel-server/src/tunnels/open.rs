@@ -208,7 +208,11 @@ impl Control {
     ) -> Result<OpenedTunnel, Refusal> {
         let wish = Wish::read(request)?;
         if !self.quotas.decisions.take(Instant::now(), &caller.peer.identity) {
+            self.gather_denial(caller, Code::Limit);
             return Err(Code::Limit.into());
+        }
+        if self.evidence.is_paused() {
+            return Err(Code::AuditUnavailable.into());
         }
         for _ in 0..ATTEMPTS {
             match self.try_open(caller, &wish).await {
@@ -345,6 +349,7 @@ impl Control {
                 question: Some(weighed.question),
                 operator_changes: 0,
                 device_changes: device.map_or(0, |device| device.changes),
+                grant: None,
             },
         })
     }
@@ -449,6 +454,10 @@ impl Control {
             permit,
         });
         let mut offer = std::pin::pin!(offer);
+        let basis = Basis {
+            grant: Some(sha256(&grant)),
+            ..basis
+        };
         let written = self.write_down(&live, revision, &policies, basis);
         let mut written = std::pin::pin!(written);
         let mut early = None;
@@ -597,8 +606,19 @@ impl Control {
         token.sign(&self.keys.grant_key, &self.identity.trust_domain)
     }
 
-    /// Records a refusal; without the record there is no definite answer either.
+    /// Counts a refusal that gets no record of its own.
+    fn gather_denial(&self, caller: &Caller, code: Code) {
+        let what = format!("tunnel.denied {code}");
+        self.gather(&caller.by(), &caller.source.ip().to_string(), &what);
+    }
+
+    /// Records a refusal; without the record there is no definite answer either. Of one who has been refused very often they
+    /// are counted only.
     async fn note_denial(&self, caller: &Caller, wish: &Wish, denial: &Denial) -> Result<(), Code> {
+        if !self.quotas.denials.take(Instant::now(), &caller.peer.identity) {
+            self.gather_denial(caller, denial.refusal.code);
+            return Ok(());
+        }
         let errors: Vec<_> = denial.errors.iter().map(|error| bounded(error)).collect();
         if !errors.is_empty() {
             let event = Event::PolicyFailed {
@@ -624,6 +644,12 @@ impl Control {
             .await
             .map_err(|error| self.store_failed(&error))
     }
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+    hash
 }
 
 #[cfg(test)]

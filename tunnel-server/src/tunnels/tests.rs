@@ -26,6 +26,11 @@ const DEVICES: usize = 50;
 const OPERATORS: usize = 20;
 
 async fn server(directory: &tempfile::TempDir) -> Server {
+    server_that(directory, false).await
+}
+
+/// Starts a server that is strict about its records, or not.
+pub(crate) async fn server_that(directory: &tempfile::TempDir, audit_strict: bool) -> Server {
     let config = Config {
         node: "n1".parse().unwrap(),
         trust_domain: "fleet.test".parse().unwrap(),
@@ -33,6 +38,8 @@ async fn server(directory: &tempfile::TempDir) -> Server {
         listen: "127.0.0.1:0".parse().unwrap(),
         metrics: None,
         returns_per_sec: crate::config::RETURNS_PER_SEC,
+        audit_keep_days: None,
+        audit_strict,
     };
     let data = DataDir::new(directory.path().join("data"));
     init::init(&data, &config, &"root".parse().unwrap(), SystemClock.now())
@@ -78,7 +85,8 @@ fn fill(control: &Control) {
 }
 
 /// Puts a tunnel into the table.
-fn put(control: &Control, number: usize, operator: &str, device: &str) {
+/// Puts a live tunnel into the table.
+pub(crate) fn put(control: &Control, number: usize, operator: &str, device: &str) {
     let facts = facts(control, number, operator, device);
     let inserted = control.tunnels.table().insert(facts, Phase::Open, Instant::now());
     inserted.unwrap();

@@ -147,7 +147,10 @@ impl Control {
 
     /// Writes down that both legs of a tunnel are bound.
     async fn connected(&self, tunnel: TunnelId) {
-        if let Err(error) = self.store.tunnel_open(tunnel).await {
+        let circuit = self.tunnels.get(tunnel).map(|live| live.facts.circuit);
+        let traffic = circuit.and_then(|circuit| self.relay.traffic(circuit));
+        let paths = traffic.map(|traffic| traffic.paths).unwrap_or_default();
+        if let Err(error) = self.store.tunnel_open(tunnel, paths).await {
             tracing::warn!(tunnel = %tunnel.fmt_short(), %error, "a tunnel's opening could not be recorded");
         }
     }

@@ -40,6 +40,7 @@ fn session(tunnel: TunnelId, refused: Option<Code>) -> FromAgent {
         millis,
         bytes_in,
         bytes_out,
+        end: None,
     })
 }
 

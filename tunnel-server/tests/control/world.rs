@@ -61,6 +61,8 @@ impl World {
             listen: "127.0.0.1:0".parse().unwrap(),
             metrics: Some("127.0.0.1:0".parse().unwrap()),
             returns_per_sec: 200,
+            audit_keep_days: None,
+            audit_strict: false,
         };
         change(&mut config);
         let data = data(&directory);

@@ -104,6 +104,14 @@ fn rule(kind: &str, body: &Value) -> Rule {
         "device.quarantined" | "device.released" | "operator.disabled" | "operator.enabled" => {
             did(ENTITY_MANAGEMENT, UPDATE)
         }
+        "approval.requested" => did(ENTITY_MANAGEMENT, CREATE),
+        "approval.given" => did(ENTITY_MANAGEMENT, UPDATE),
+        "approval.denied" => failed(ENTITY_MANAGEMENT, UPDATE, Low),
+        "approval.withdrawn" => did(ENTITY_MANAGEMENT, DELETE),
+        "glass.broken" => Rule {
+            severity: High,
+            ..did(AUTHORIZE_SESSION, ASSIGN)
+        },
         "policy.refused" => failed(ENTITY_MANAGEMENT, UPDATE, Low),
         "tunnel.attached" => did(NETWORK_ACTIVITY, other("Attach")),
         "tunnel.connected" => did(NETWORK_ACTIVITY, OPEN),
@@ -117,14 +125,6 @@ fn rule(kind: &str, body: &Value) -> Rule {
         "access.denied" => failed(API_ACTIVITY, denied_activity(body), Low),
         "denials.gathered" => failed(API_ACTIVITY, other("Denials"), Medium),
         "policy.failed" => failed(API_ACTIVITY, other("Decide"), High),
-        "approval.requested" => did(API_ACTIVITY, other("Ask for approval")),
-        "approval.given" => did(API_ACTIVITY, other("Approve")),
-        "approval.denied" => did(API_ACTIVITY, other("Deny approval")),
-        "approval.withdrawn" => did(API_ACTIVITY, other("Withdraw approval")),
-        "glass.broken" => Rule {
-            severity: High,
-            ..did(API_ACTIVITY, other("Break glass"))
-        },
         "evidence.restored" => failed(API_ACTIVITY, other("Record"), High),
         _ => did(API_ACTIVITY, other("Other")),
     }
@@ -219,6 +219,7 @@ fn entity_management(kind: &str, body: &Value) -> Value {
     let named = |name: Option<&str>, sort: &str| json!({ "name": name.unwrap_or("unknown"), "type": sort });
     let entity = match kind {
         "enrol.code_made" => named(text(body, "code"), "enrolment code"),
+        _ if kind.starts_with("approval.") => named(text(body, "approval"), "approval"),
         "audit.dropped" => named(Some("audit records"), "audit trail"),
         "policy.changed" | "policy.refused" => json!({ "name": "policy", "type": "policy",
             "version": body["revision"].as_u64().map(|revision| revision.to_string()) }),
@@ -300,7 +301,8 @@ fn user(name: &str, is_system: bool) -> Value {
 fn user_of(identity: &str) -> Value {
     let mut parts = identity.rsplit('/');
     let (name, kind) = (parts.next().unwrap_or(identity), parts.next());
-    let mut user = object(user(name, kind != Some("operator")));
+    let is_person = kind.map_or(name != "server", |kind| kind == "operator");
+    let mut user = object(user(name, !is_person));
     user.insert("uid".to_owned(), json!(identity));
     Value::Object(user)
 }

@@ -232,8 +232,11 @@ async fn online(context: &Context, pin: Option<&Path>) -> Result<Proof, Failure>
             gone = dropped(&page)?;
             walk.begin_at(gone.map_or(Head::START, |gone| gone.head()));
         }
+        // What was dropped since the page was read is vouched for.
+        let begin = walk.begin.map_or(0, |begin| begin.seq);
         page.records
             .iter()
+            .filter(|record| record.seq > begin)
             .try_for_each(|record| walk.step(record))
             .map_err(broken)?;
         if page.records.is_empty() {

@@ -28,7 +28,24 @@ async fn exchange(source: Carrier, destination: Carrier) {
         dropped: 0,
         source_carrier: carriers[0].clone(),
         destination_carrier: carriers[1].clone(),
+        paths: bed.relay.traffic(id(1)).unwrap().paths,
     };
+    let places: Vec<_> = expected
+        .paths
+        .iter()
+        .map(|path| (path.leg.clone(), Some(path.carrier.clone())))
+        .collect();
+    for (leg, carrier) in ["source", "destination"].into_iter().zip(&carriers) {
+        assert!(places.contains(&(leg.to_owned(), carrier.clone())), "{places:?}");
+    }
+    assert!(
+        expected
+            .paths
+            .iter()
+            .all(|path| path.address.starts_with("127.0.0.1:")),
+        "{:?}",
+        expected.paths
+    );
     // What is counted was sent: the count comes a moment later.
     until("the counts", || {
         bed.relay.traffic(id(1)).as_ref() == Some(&expected)

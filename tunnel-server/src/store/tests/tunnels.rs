@@ -2,30 +2,31 @@
 
 use std::collections::BTreeMap;
 
-use tunnel_proto::api::Traffic;
+use tunnel_proto::api::{Opening, Traffic};
 use tunnel_proto::bind::Role;
 use tunnel_proto::defaults::MAX_FACTS;
 use tunnel_proto::message::Report;
 use tunnel_proto::names::{FactName, FactValue};
 
 use super::*;
+use crate::audit::SessionOf;
 
 #[tokio::test]
 async fn a_tunnel_opens_connects_and_ends_once() {
     let fixture = Fixture::with_policy().await;
     let id = tunnel(1).id;
-    fixture
-        .open_tunnel(tunnel(1), Basis::default(), NOW)
-        .await
-        .unwrap()
-        .unwrap();
+    let basis = Basis {
+        grant: Some([7; 32]),
+        ..Basis::default()
+    };
+    fixture.open_tunnel(tunnel(1), basis, NOW).await.unwrap().unwrap();
     let record = fixture.tunnel(id).await.unwrap().unwrap();
     assert_eq!(
         (&record.decided, record.state, record.opened_at),
         (&tunnel(1), TunnelState::Opening, NOW)
     );
-    assert!(fixture.tunnel_open(id).await.unwrap());
-    assert!(!fixture.tunnel_open(id).await.unwrap());
+    assert!(fixture.tunnel_open(id, Vec::new()).await.unwrap());
+    assert!(!fixture.tunnel_open(id, Vec::new()).await.unwrap());
     assert_eq!(
         fixture.tunnel(id).await.unwrap().unwrap().state,
         TunnelState::Open
@@ -46,13 +47,20 @@ async fn a_tunnel_opens_connects_and_ends_once() {
     };
     assert!(end(Code::TunnelClosed).await.unwrap());
     assert!(!end(Code::TunnelExpired).await.unwrap());
-    let ended = fixture.tunnel(id).await.unwrap().unwrap().ended.unwrap();
+    let record = fixture.tunnel(id).await.unwrap().unwrap();
+    let opening = Opening::from(&record);
+    assert_eq!(opening.grant, Some("07".repeat(32)));
+    assert_eq!(
+        (opening.policy_revision, opening.reason.as_deref()),
+        (1, Some("INC-7"))
+    );
+    let ended = record.ended.unwrap();
     assert_eq!(
         (ended.reason, ended.by.as_str(), ended.at),
         (Code::TunnelClosed, "operator/ana", NOW.after(HOUR / 2))
     );
     assert_eq!(ended.traffic, Some(traffic.clone()));
-    assert!(!fixture.tunnel_open(id).await.unwrap());
+    assert!(!fixture.tunnel_open(id, Vec::new()).await.unwrap());
     let events = fixture.events().await;
     let last = Event::TunnelEnded {
         tunnel: id,
@@ -62,6 +70,7 @@ async fn a_tunnel_opens_connects_and_ends_once() {
         by: "operator/ana".into(),
         lived_secs: 1800,
         traffic: Some(traffic),
+        opening: Some(Box::new(opening)),
     };
     assert_eq!(events.last(), Some(&last));
     assert_eq!(
@@ -388,6 +397,7 @@ async fn denials_and_sessions_are_recorded() {
         millis: 5,
         bytes_in: 6,
         bytes_out: 7,
+        of: SessionOf::default(),
     };
     fixture.session(session.clone()).await.unwrap();
     fixture

@@ -93,6 +93,31 @@ const RECORDS: &[(&str, &str, u64)] = &[
     ("policy.changed", r#"{"revision":2,"by":"operator/root"}"#, 3),
     ("policy.refused", r#"{"errors":["x"],"by":"operator/root"}"#, 3),
     (
+        "approval.requested",
+        r#"{"approval":"a1","operator":"ana","devices":["pump"],"services":["ssh"]}"#,
+        1,
+    ),
+    (
+        "approval.given",
+        r#"{"approval":"a1","operator":"ana","by":"ben"}"#,
+        3,
+    ),
+    (
+        "approval.denied",
+        r#"{"approval":"a1","operator":"ana","by":"ben"}"#,
+        3,
+    ),
+    (
+        "approval.withdrawn",
+        r#"{"approval":"a1","operator":"ana","by":"ben"}"#,
+        4,
+    ),
+    (
+        "glass.broken",
+        r#"{"tunnel":"aa","operator":"ana","device":"pump","services":["ssh"]}"#,
+        1,
+    ),
+    (
         "policy.failed",
         r#"{"operator":"ana","action":"connect","errors":[]}"#,
         99,
