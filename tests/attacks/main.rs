@@ -4,6 +4,7 @@
 
 mod binds;
 mod datagrams;
+mod evidence;
 mod floods;
 mod handshakes;
 mod path;

@@ -5,10 +5,40 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// The groups whose every row must be answered for here.
-const GROUPS: [&str; 2] = ["TOK", "DAT"];
+const GROUPS: [&str; 3] = ["TOK", "DAT", "AUD"];
 
 /// Rows that a test elsewhere holds, beside those here or in their place: row, file, test.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
+    (
+        "AUD-01",
+        "tunnel-proto/src/audit.rs",
+        "every_edit_is_found_at_its_first_record",
+    ),
+    (
+        "AUD-01",
+        "tests/e2e/audit.rs",
+        "verify_names_the_record_that_was_edited_in_the_store",
+    ),
+    (
+        "AUD-03",
+        "tunnel-server/src/control/evidence.rs",
+        "live_tunnels_end_after_a_minute_without_records_in_strict_mode_alone",
+    ),
+    (
+        "AUD-05",
+        "tunnel-server/src/control/gathered.rs",
+        "a_million_refusals_are_few_records_and_each_counts",
+    ),
+    (
+        "AUD-06",
+        "tunnel-server/src/store/tests/crash.rs",
+        "killed_at_any_moment_nothing_that_was_answered_is_lost",
+    ),
+    (
+        "AUD-06",
+        "tunnel-server/src/store/tests/audit.rs",
+        "two_stores_on_one_file_make_one_chain",
+    ),
     (
         "DAT-01",
         "tunnel-proto/src/circuit/tests.rs",

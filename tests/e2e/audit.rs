@@ -208,6 +208,92 @@ fn records_are_found_by_who_and_what_is_in_them() {
     assert_eq!(list(&["--device", "pump-17"]).len(), 0);
 }
 
+/// Each session's record speaks for itself: who, where, by which right, how much, and what ended it.
+#[test]
+fn a_session_has_its_whole_record_and_who_used_it_sees_it() {
+    let fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let _agent = fleet.link(fleet.device("pump-17").like_sshd(&echo.target()));
+    let (ana, eve) = (fleet.technician("ana"), fleet.technician("eve"));
+    ana.tunnel_with(&["connect", "pump-17", "ssh", "--reason", "INC-7"], b"hello")
+        .ok();
+    let live = ana.forward("pump-17", "ssh");
+    let mut held = std::net::TcpStream::connect(live.address()).unwrap();
+    std::io::Write::write_all(&mut held, b"still here").unwrap();
+    std::io::Read::read_exact(&mut held, &mut [0; 10]).unwrap();
+    fleet.admin.tunnel(&["cut", "--device", "pump-17"]).ok();
+
+    let sessions = tunnel_e2e::until("both sessions", Duration::from_secs(20), || {
+        let sessions = ana.json(&["sessions"]);
+        (sessions.as_array().unwrap().len() == 2).then_some(sessions)
+    });
+    let (cut, done) = (&sessions[0], &sessions[1]);
+    assert_eq!(
+        (&done["ended_by"], &done["cause"]),
+        (&"both".into(), &serde_json::Value::Null)
+    );
+    assert_eq!(
+        (&cut["ended_by"], &cut["cause"]),
+        (&"tunnel".into(), &"E_CUT".into())
+    );
+    assert_eq!((&done["bytes_in"], &done["bytes_out"]), (&5.into(), &5.into()));
+    assert_eq!(cut["bytes_in"], 10);
+    for session in [cut, done] {
+        assert_eq!(session["operator"], "ana");
+        assert_eq!(session["device"], "pump-17");
+        assert_eq!(session["service"], "ssh");
+        let (started, ended) = (
+            session["started_at"].as_u64().unwrap(),
+            session["ended_at"].as_u64().unwrap(),
+        );
+        assert!(started <= ended + 1 && started > 1_700_000_000, "{session}");
+        let opening = &session["opening"];
+        assert_eq!(opening["policy_revision"], 1, "{session}");
+        assert_eq!(opening["grant"].as_str().map(str::len), Some(64), "{session}");
+        assert_eq!(opening["source"], "127.0.0.1");
+        for leg in ["source", "destination"] {
+            let paths = session["paths"].as_array().unwrap();
+            let path = paths.iter().find(|path| path["leg"] == leg).unwrap();
+            assert!(
+                path["address"].as_str().unwrap().starts_with("127.0.0.1:"),
+                "{session}"
+            );
+        }
+    }
+    assert_eq!(done["opening"]["reason"], "INC-7");
+    // The same stands in the tunnel's own record.
+    let trail = fleet.admin.audit();
+    let ended = trail
+        .iter()
+        .rev()
+        .find(|record| record["kind"] == "tunnel.ended")
+        .unwrap();
+    let ended: serde_json::Value = serde_json::from_str(ended["body"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&ended["reason"], &ended["opening"]),
+        (&"E_CUT".into(), &cut["opening"])
+    );
+    assert!(
+        !ended["traffic"]["paths"].as_array().unwrap().is_empty(),
+        "{ended}"
+    );
+    // What is another's is as if it never was; an auditor sees all.
+    assert_eq!(
+        eve.json(&["sessions", "--device", "pump-17"]),
+        serde_json::json!([])
+    );
+    assert_eq!(
+        eve.json(&["sessions", "--operator", "ana"]),
+        serde_json::json!([])
+    );
+    let seen = fleet
+        .admin
+        .json(&["sessions", "--operator", "ana", "--device", "pump-17"]);
+    assert_eq!(seen, sessions);
+    let long = ana.tunnel(&["sessions", "--long"]).ok();
+    assert!(long.contains("INC-7") && long.contains("E_CUT"), "{long}");
+}
+
 fn replace_all(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let mut changed = bytes.to_vec();

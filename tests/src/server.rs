@@ -126,6 +126,34 @@ impl Server {
         self.wait_until_listening();
     }
 
+    /// Starts it again with its data on a small disk of its own, which is gone with the process. Needs the rights of root.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn restart_on_small_disk(&mut self) {
+        let mut run = self.place.command("unshare");
+        run.args(["--mount", "sh", "-ec", SMALL_DISK]);
+        run.arg(programs::path("tunnel-server")).arg(self.data());
+        self.process = Some(Process::start("tunnel-server", &mut run, &self.directory));
+        self.wait_until_listening();
+    }
+
+    /// Fills the small disk up; the file that takes the room.
+    ///
+    /// # Panics
+    /// When it cannot be filled.
+    pub fn fill_disk(&self) -> PathBuf {
+        let root = format!("/proc/{}/root", self.process().pid());
+        let filler = Path::new(&root)
+            .join(self.data().strip_prefix("/").expect("a whole path"))
+            .join("filler");
+        let mut file = std::fs::File::create(&filler).expect("a file on the small disk");
+        for size in [64 * 1024, 1024, 1] {
+            while std::io::Write::write_all(&mut file, &vec![1; size]).is_ok() {}
+        }
+        filler
+    }
+
     /// Ends it as a power cut would.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -184,6 +212,10 @@ impl Server {
         command
     }
 }
+
+/// Runs a server with a copy of its data on a disk of 16 MiB that nobody else sees.
+const SMALL_DISK: &str = r#"cp -a "$1" "$1.copy"; mount -t tmpfs -o size=16m,mode=700 tmpfs "$1"; cp -a "$1.copy/." "$1"
+exec "$0" run --data "$1""#;
 
 /// What the server logs once it can be reached.
 const LISTENING: &str = "listening";
