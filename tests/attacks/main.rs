@@ -7,6 +7,7 @@ mod datagrams;
 mod evidence;
 mod floods;
 mod handshakes;
+mod lock;
 mod path;
 mod quic;
 mod report;

@@ -5,10 +5,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
-use tunnel_e2e::Fleet;
 use tunnel_e2e::api::{Answer, Api};
 use tunnel_e2e::bytes::noise;
 use tunnel_e2e::puppet::{Puppet, credentials};
+use tunnel_e2e::wait::{SOON, until};
+use tunnel_e2e::{Fleet, Operator};
 use tunnel_net::clock::{Clock, SystemClock};
 use tunnel_proto::bind::Role;
 use tunnel_proto::cose::{Purpose, SigningKey};
@@ -28,7 +29,11 @@ struct Opened {
 
 impl Opened {
     fn new(fleet: &Fleet, puppet: &mut Puppet) -> Self {
-        let api = api(fleet);
+        Self::by(api(fleet), puppet)
+    }
+
+    /// Opens it as who has this access to the API.
+    fn by(api: Api, puppet: &mut Puppet) -> Self {
         let wish = json!({ "device": puppet.id(), "services": ["echo"] });
         let opened = std::thread::scope(|scope| {
             let opening = scope.spawn(|| api.request("POST", "/v1/tunnels", Some(&wish)).unwrap());
@@ -110,7 +115,8 @@ impl Forge {
     }
 }
 
-fn signing_key(fleet: &Fleet, name: &str) -> SigningKey {
+/// Reads a key of the server, which who has taken it over has too.
+pub(crate) fn signing_key(fleet: &Fleet, name: &str) -> SigningKey {
     let text = std::fs::read_to_string(fleet.server.data().join(name)).unwrap();
     SigningKey::from_seed(&Secret::new(unhex(text.trim()).unwrap())).unwrap()
 }
@@ -135,6 +141,44 @@ fn tok_01_a_token_is_redeemed_once_however_many_try() {
     fleet.server.kill();
     fleet.server.restart();
     opened.refused(&opened.token, "E_TOKEN_REPLAY");
+}
+
+/// A redemption that was answered stays so, and of those that the kill left unanswered at most one counts.
+#[test]
+fn tok_01_of_many_that_try_while_the_server_is_killed_at_most_one_gets_in() {
+    let mut fleet = Fleet::on_loopback();
+    let mut redeemed = 0;
+    for (number, millis) in [0, 1, 3, 10, 500].into_iter().enumerate() {
+        let mut puppet = Puppet::new(&fleet, &format!("pump-{number}"));
+        let opened = Opened::new(&fleet, &mut puppet);
+        let try_all = |meanwhile: &mut dyn FnMut()| {
+            let path = format!("/v1/tunnels/{}/attach", opened.tunnel);
+            let body = json!({ "token": opened.token });
+            let attempt = || {
+                let answer = opened.api.request("POST", &path, Some(&body));
+                answer.is_ok_and(|answer| answer.status == 200)
+            };
+            std::thread::scope(|scope| {
+                let tries: Vec<_> = (0..24).map(|_| scope.spawn(attempt)).collect();
+                meanwhile();
+                let answers = tries.into_iter().map(|one| one.join().unwrap());
+                answers.filter(|&is_in| is_in).count()
+            })
+        };
+        let before = try_all(&mut || {
+            // The instant of the kill is the input of this test, so it is by the clock.
+            std::thread::sleep(Duration::from_millis(millis));
+            fleet.server.kill();
+        });
+        fleet.server.restart();
+        let after = try_all(&mut || {});
+        assert!(
+            before + after <= 1,
+            "killed after {millis} ms: {before} and {after}"
+        );
+        redeemed += before;
+    }
+    assert!(redeemed > 0, "half a second is enough for one");
 }
 
 #[test]
@@ -248,6 +292,43 @@ fn tok_09_a_token_by_a_key_of_another_purpose_is_refused() {
         opened.refused(&signed, "E_TOKEN_ALG");
     }
     opened.good();
+}
+
+#[test]
+fn tok_17_a_rotation_prolongs_nothing_and_ends_with_the_right() {
+    let (fleet, mut puppet) = world();
+    let code = fleet
+        .server
+        .enrol_code(&["--operator", "mallory", "--group", "admins"]);
+    let mallory = Operator::login("mallory", fleet.devices_place(), fleet.directory(), &code);
+    let opened = Opened::by(Api::of(fleet.server.address(), &mallory.home()), &mut puppet);
+    opened.good();
+    let path = format!("/v1/tunnels/{}", opened.tunnel);
+    let shown = || opened.api.request("GET", &path, None).unwrap().body;
+    let rotate = || {
+        let body = json!({ "source": true });
+        let answer = opened.api.request("POST", &format!("{path}/rotate"), Some(&body));
+        answer.unwrap()
+    };
+    let before = shown();
+    assert_eq!(rotate().status, 200);
+    assert_eq!(shown()["expires_at"], before["expires_at"]);
+
+    fleet
+        .admin
+        .tunnel(&["group", "remove", "admins", "operator/mallory"])
+        .ok();
+    until("the tunnel to be cut", SOON, || {
+        (shown()["end_reason"] == "E_POLICY_CHANGED").then_some(())
+    });
+    let refused = rotate();
+    assert_eq!(
+        (refused.status / 100, shown()["end_reason"].as_str()),
+        (4, Some("E_POLICY_CHANGED"))
+    );
+    let wish = json!({ "device": puppet.id(), "services": ["echo"] });
+    let anew = opened.api.request("POST", "/v1/tunnels", Some(&wish)).unwrap();
+    assert_eq!(anew.status / 100, 4, "{}", anew.body);
 }
 
 #[test]

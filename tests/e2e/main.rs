@@ -16,6 +16,7 @@ mod forward;
 mod handover;
 mod hostile;
 mod latency;
+mod lock;
 mod names;
 mod nat;
 mod policy;
