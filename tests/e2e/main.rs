@@ -19,6 +19,7 @@ mod latency;
 mod lock;
 mod names;
 mod nat;
+mod onsite;
 mod policy;
 mod presence;
 mod proxies;

@@ -71,8 +71,8 @@ impl Acceptance {
         Self { device, replay }
     }
 
-    /// Checks an offer: signature, device, link, time, relay, that it is new, the owner's switch, policy and lock, and
-    /// room. Only what fits in all else makes room for itself: a ghost blocks nobody then.
+    /// Checks an offer: signature, device, link, time, relay, that it is new, the owner's switch, windows, policy and
+    /// lock, and room. Only what fits in all else makes room for itself: a ghost blocks nobody then.
     ///
     /// # Errors
     /// Returns the code of the first thing that does not fit, in that order.
@@ -89,6 +89,11 @@ impl Acceptance {
             .remember(grant.tunnel, grant.expires_at.after(CLOCK_TOLERANCE), now.now)?;
         if !now.access {
             return Err(Code::AccessOff);
+        }
+        // By both clocks: a server that turns its own opens no window (THREATS I12).
+        let windows = &now.policy.windows;
+        if !windows.is_open(now.now) || !windows.is_open(now.own_time) {
+            return Err(Code::OutsideWindow);
         }
         let permit = match (now.policy.locks(&grant), &offer.permit) {
             (true, Some(permit)) => Some(Permit::from_bytes(permit)?),
@@ -117,6 +122,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{grant, lock_key, locked_policy, permit, policy, start};
+    use crate::windows::Windows;
 
     struct World {
         key: SigningKey,
@@ -390,6 +396,27 @@ mod tests {
         world.tunnels = world.policy.max_tunnels as usize;
         assert!(world.judge(&another(6)).is_ok());
         assert!(ghost.is_gone());
+    }
+
+    /// THREATS I12: neither clock alone opens a window.
+    #[test]
+    fn outside_of_the_owners_windows_nothing_is_accepted() {
+        // The grant is of Friday 2027-01-15, 08:00 UTC.
+        for (windows, own_time, answer) in [
+            (&["fri 08:00-09:00"] as &[&str], 0, Ok(())),
+            (
+                &["fri 09:00-10:00", "mon-thu 00:00-24:00"],
+                0,
+                Err(Code::OutsideWindow),
+            ),
+            (&["fri 08:00-09:00"], 3600, Err(Code::OutsideWindow)),
+            (&["fri 09:00-10:00"], 3600, Err(Code::OutsideWindow)),
+        ] {
+            let mut world = World::new();
+            world.policy.windows = Windows(windows.iter().map(|text| text.parse().unwrap()).collect());
+            world.own_time = world.now.after(Duration::from_secs(own_time));
+            assert_eq!(world.judge(&grant()).map(drop), answer, "{windows:?} {own_time}");
+        }
     }
 
     #[test]

@@ -3,13 +3,9 @@
 //! There is no socket to ask or command, and so none to attack: who can write the state directory is the owner.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::inotify;
-use tokio::io::unix::AsyncFd;
-
-use crate::defaults;
+use crate::notice::Notice;
 
 /// Name of the file whose presence means "off".
 const FILE: &str = "access-off";
@@ -59,33 +55,11 @@ impl Switch {
 
     /// Watches the switch from here on.
     pub fn watch(&self) -> Watch {
-        let notice = self.notice().map_err(|error| {
-            tracing::warn!(%error, "the kernel gives no notice of the owner's switch, it is looked at each second");
-        });
         Watch {
             switch: self.clone(),
-            notice: notice.ok(),
+            notice: Notice::of(&self.state_dir),
             last: self.is_on(),
         }
-    }
-
-    fn notice(&self) -> io::Result<AsyncFd<OwnedFd>> {
-        use inotify::{CreateFlags, WatchFlags};
-        let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let changes = WatchFlags::CREATE
-            | WatchFlags::DELETE
-            | WatchFlags::MOVED_TO
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::ATTRIB
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::ONLYDIR;
-        inotify::add_watch(&fd, &self.state_dir, changes)?;
-        #[expect(
-            deprecated,
-            reason = "the other way is unsafe; an `OwnedFd` stays what it is while it is registered"
-        )]
-        AsyncFd::new(fd)
     }
 
     fn path(&self) -> PathBuf {
@@ -97,7 +71,7 @@ impl Switch {
 #[derive(Debug)]
 pub struct Watch {
     switch: Switch,
-    notice: Option<AsyncFd<OwnedFd>>,
+    notice: Notice,
     last: bool,
 }
 
@@ -115,30 +89,7 @@ impl Watch {
                 self.last = on;
                 return on;
             }
-            self.wait().await;
-        }
-    }
-
-    /// Waits until it is worth to look again.
-    async fn wait(&mut self) {
-        let Some(notice) = &self.notice else {
-            return tokio::time::sleep(defaults::ACCESS_POLL_ALONE).await;
-        };
-        let noticed = tokio::time::timeout(defaults::ACCESS_POLL, drain(notice)).await;
-        if matches!(noticed, Ok(Err(_))) {
-            self.notice = None;
-        }
-    }
-}
-
-/// Waits for notices and takes them all; what they say does not matter.
-async fn drain(notice: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    loop {
-        let mut ready = notice.readable().await?;
-        let mut buffer = [0; 4096];
-        match ready.try_io(|fd| Ok(rustix::io::read(fd, &mut buffer)?)) {
-            Ok(read) => return read.map(drop),
-            Err(_would_block) => {}
+            self.notice.wait().await;
         }
     }
 }
@@ -187,7 +138,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let switch = Switch::new(dir.path());
         let mut watch = Watch {
-            notice: None,
+            notice: Notice::none(),
             ..switch.watch()
         };
         switch.set(false).unwrap();

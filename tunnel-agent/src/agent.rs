@@ -7,6 +7,7 @@
 mod duty;
 mod linking;
 mod offers;
+mod onsite;
 mod recorder;
 mod renewal;
 
@@ -40,6 +41,7 @@ use crate::acceptance::{Acceptance, ServerTime};
 use crate::access::{Switch, Watch};
 use crate::channel::Channel;
 use crate::config::Config;
+use crate::consent::Consent;
 use crate::defaults;
 use crate::failure::Failure;
 use crate::host_keys;
@@ -51,6 +53,7 @@ use crate::replay::ReplayMemory;
 use crate::session::Settings;
 use crate::sessions::Sessions;
 use crate::silence::Silence;
+use crate::site::Site;
 use crate::state::{Lock, StateDir};
 use crate::tunnel::Route;
 
@@ -80,6 +83,7 @@ pub struct Agent {
     ends: Ends,
     websocket_tls: Arc<ClientConfig>,
     switch: Watch,
+    site: Site,
     settings: watch::Sender<Arc<Settings>>,
     acceptance: Acceptance,
     sessions: Sessions,
@@ -128,6 +132,7 @@ struct Live {
     attach: Option<oneshot::Sender<Attached>>,
     end: Option<oneshot::Sender<Code>>,
     operator: Operator,
+    consent: Consent,
     /// The last key that the server handed out for its leg after the first.
     rekey: watch::Sender<Option<Attached>>,
     task: task::Id,
@@ -161,6 +166,7 @@ impl Agent {
             None => state.lock(),
         }?;
         let switch = Switch::new(state.path()).watch();
+        let site = Site::open(state.path());
         let settings = Settings {
             policy: options.config.policy.clone(),
             access: options.config.access && switch.is_on(),
@@ -186,6 +192,7 @@ impl Agent {
             saved_floor: None,
             ends,
             switch,
+            site,
             settings: watch::Sender::new(Arc::new(settings)),
             sessions: Sessions::default(),
             tunnels: BTreeMap::new(),
@@ -222,10 +229,12 @@ impl Agent {
         loop {
             let done = self.drain();
             self.tell_state();
+            self.show_on_site();
             if done {
                 break;
             }
             let (ready, silence_due) = (self.ready(), self.silence_due());
+            let window_closes = self.window_closes();
             // All branches are cancel-safe: tokens, channels, join sets, a timer, and a place in a queue.
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -236,7 +245,9 @@ impl Agent {
                 }
                 () = until(silence_due) => self.handle_silence(),
                 Some(()) = reload.recv() => self.reload(),
+                () = until(window_closes) => self.handle_window(),
                 on = self.switch.changed() => self.handle_switch(on),
+                () = self.site.changed() => self.handle_site(),
                 Some(event) = self.events.1.recv() => self.handle_event(event),
                 Some(report) = self.reports.1.recv() => self.handle_report(report),
                 Some(ended) = self.tasks.join_next_with_id() => self.handle_task_end(ended),
@@ -442,6 +453,7 @@ impl Agent {
         } else {
             self.end_tunnels(Code::AccessOff, |_| true);
         }
+        self.handle_window();
         if self.linked.is_some() {
             self.outgoing.push(FromAgent::Report(self.report()));
         }

@@ -16,7 +16,7 @@ use crate::defaults::{CONFIG_FILE, CONFIG_VARIABLE, MAX_FILE_BYTES, STATE_VARIAB
 use crate::enrol::{self, Enrolment};
 use crate::failure::Failure;
 use crate::state::{self, StateDir};
-use crate::{check, run, supervisor};
+use crate::{check, run, site, supervisor};
 
 /// Names the carrier that is used, as for the other programs.
 const CARRIER_VARIABLE: &str = "TUNNEL_CARRIER";
@@ -90,6 +90,23 @@ enum Command {
         #[arg(long)]
         net: bool,
     },
+    /// Show who is connected to this device, and who asks to be let in
+    Who,
+    /// Show who asks to be let in, or let one of them in
+    Allow {
+        /// The tunnel's id, or the first digits of it
+        tunnel: Option<String>,
+    },
+    /// Refuse one of those who ask to be let in
+    Deny {
+        /// The tunnel's id, or the first digits of it
+        tunnel: String,
+    },
+    /// End a tunnel now, or all of them
+    End {
+        /// The tunnel's id, or the first digits of it; all if absent
+        tunnel: Option<String>,
+    },
     /// The owner's switch: `off` cuts all tunnels and lets nobody in
     Access {
         /// `on`, `off` or `status`
@@ -149,6 +166,10 @@ fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
         Some(Command::Worker) => worker(&cli.global),
         Some(Command::Check { net }) => check(&cli.global, *net),
         Some(Command::Access { action }) => access(&cli.global, *action),
+        Some(Command::Who) => on_site(&cli.global, &site::Command::Who),
+        Some(Command::Allow { tunnel }) => on_site(&cli.global, &site::Command::Allow(tunnel.clone())),
+        Some(Command::Deny { tunnel }) => on_site(&cli.global, &site::Command::Deny(tunnel.clone())),
+        Some(Command::End { tunnel }) => on_site(&cli.global, &site::Command::End(tunnel.clone())),
     };
     exit.map(|exit| ExitCode::from(exit as u8))
 }
@@ -259,6 +280,13 @@ fn check(global: &Global, net: bool) -> Result<Exit, Failure> {
         report.to_text()
     })?;
     Ok(report.exit())
+}
+
+fn on_site(global: &Global, command: &site::Command) -> Result<Exit, Failure> {
+    let (_, config) = load(global, false)?;
+    state::become_owner(&config.state_dir)?;
+    let (text, exit) = site::execute(&config.state_dir, command, global.json)?;
+    say(&text).map(|_| exit)
 }
 
 fn access(global: &Global, action: Access) -> Result<Exit, Failure> {

@@ -18,6 +18,7 @@ use tunnel_proto::names::{FactName, FactValue};
 use crate::defaults;
 use crate::failure::Failure;
 use crate::policy::LocalPolicy;
+use crate::windows::Windows;
 
 /// Checked settings.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -133,6 +134,8 @@ impl Config {
                 operators: crate::policy::Operators::Any,
                 max_sessions: defaults::MAX_SESSIONS,
                 max_tunnels: defaults::MAX_TUNNELS,
+                windows: Windows::default(),
+                consent_timeout: defaults::CONSENT_TIMEOUT,
                 lock: None,
             },
             facts: BTreeMap::new(),
@@ -361,6 +364,35 @@ host_key_files = [7]
         assert_eq!(lines, [2, 3, 4, 5], "{errors:#?}");
         let many: String = (0..33).map(|i| format!("f{i} = {i}\n")).collect();
         assert!(Config::parse(&format!("[facts]\n{many}")).is_err());
+    }
+
+    #[test]
+    fn windows_and_consent_are_read() {
+        let text = "consent_timeout_secs = 30\n[maintenance]\nwindows = [\"mon-fri 06:00-18:00\"]\n\
+                    [services.plc]\ntarget = \"tcp:127.0.0.1:502\"\nconsent = \"ask\"\n\
+                    [services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nconsent = \"none\"";
+        let policy = Config::parse(text).unwrap().policy;
+        assert_eq!(
+            (policy.windows.0.len(), policy.consent_timeout.as_secs()),
+            (1, 30)
+        );
+        let asks = |name: &str| policy.services[&name.parse().unwrap()].asks;
+        assert!(asks("plc") && !asks("ssh"));
+        for (wrong, problem) in [
+            ("consent_timeout_secs = 601", "600"),
+            ("[maintenance]\nwindows = [\"06:00-18:00\"]", "`mon-fri"),
+            ("[maintenance]\nwindows = \"mon 06:00-18:00\"", "a list"),
+            ("[maintenance]\nwindow = []", "`maintenance.windows`"),
+            (
+                "[services.a]\ntarget = \"tcp:127.0.0.1:1\"\nconsent = true",
+                "`ask`",
+            ),
+        ] {
+            let errors = Config::parse(wrong).unwrap_err().to_string();
+            assert!(errors.contains(problem), "{wrong}: {errors}");
+        }
+        // A list of no window lets nobody in by mistake only: it is refused.
+        assert!(Config::parse("[maintenance]\nwindows = []").is_err());
     }
 
     #[test]

@@ -66,6 +66,12 @@ pub const MAX_WAITING_REPORTS: usize = 256;
 /// Messages between the parts of the agent that may wait: enough for a burst of ends, and the sender waits beyond.
 pub const QUEUE: usize = 64;
 
+/// How long a person on site has to say yes, where a service asks for that: to hear of it and to walk over.
+pub const CONSENT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The longest such time: less than a tunnel may be without a session.
+pub const CONSENT_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
 /// How often the owner's switch is looked at beside the kernel's notice of a change, which may get lost.
 pub const ACCESS_POLL: Duration = Duration::from_secs(60);
 

@@ -2,7 +2,7 @@
 //!
 //! It listens on no port and takes no address, command or policy from the network: what may happen stands in the owner's
 //! file, and a grant can only use it. The deciding parts (`policy`, `acceptance`, `replay`, `lifetime`, `outgoing`,
-//! `target`, the reading of `config`) are pure; the rest are thin shells round them.
+//! `target`, `windows`, the reading of `config`) are pure; the rest are thin shells round them.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
@@ -31,9 +31,13 @@ pub mod sessions;
 mod silence;
 pub mod state;
 pub mod target;
+pub mod windows;
 
 mod channel;
+mod consent;
 mod link;
+mod notice;
+mod site;
 mod supervisor;
 mod tunnel;
 

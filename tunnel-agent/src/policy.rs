@@ -4,12 +4,14 @@
 //! network can change it (THREATS I12, AGT-04).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tunnel_proto::grant::Grant;
 use tunnel_proto::lock::{Lock, Permit};
 use tunnel_proto::{Code, OperatorName, ServiceName, UnixTime};
 
 use crate::target::Target;
+use crate::windows::Windows;
 
 /// What the owner of the device lets happen.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +26,10 @@ pub struct LocalPolicy {
     pub max_tunnels: u32,
     /// Whose signatures locked services need, and another root.
     pub lock: Option<Lock>,
+    /// When operators are let in.
+    pub windows: Windows,
+    /// How long a person on site has to answer, where a service asks for consent.
+    pub consent_timeout: Duration,
 }
 
 /// One service.
@@ -37,6 +43,8 @@ pub struct Service {
     pub max_sessions: u32,
     /// Whether a grant alone is not enough: the owner's offline keys have to have signed too.
     pub locked: bool,
+    /// Whether a person on site has to say yes to each tunnel first.
+    pub asks: bool,
 }
 
 /// By what an operator is here: what the control plane granted, and what the owner's keys signed, if that is needed.
@@ -88,6 +96,12 @@ impl LocalPolicy {
         } else {
             Err(Code::LocalPolicy)
         }
+    }
+
+    /// Says whether a grant names a service to which a person on site has to say yes.
+    pub fn asks(&self, grant: &Grant) -> bool {
+        let asks = |service| self.services.get(service).is_some_and(|service| service.asks);
+        grant.services.iter().any(asks)
     }
 
     /// Says whether a grant names a service that the owner locked.

@@ -12,6 +12,7 @@ use tunnel_proto::code::Code;
 use tunnel_proto::message::{EndedBy, FromAgent, OpenSession, SessionAnswer, SessionEnd, SessionEnded};
 
 use crate::connect::{Reader, Writer, connect};
+use crate::consent::Consent;
 use crate::defaults::OPEN_DEADLINE;
 use crate::lifetime::Lifetime;
 use crate::operator::Operator;
@@ -42,6 +43,8 @@ pub(crate) struct Context {
     pub(crate) life: Mutex<Lifetime>,
     pub(crate) reports: mpsc::Sender<FromAgent>,
     pub(crate) operator: Operator,
+    /// What a person on site says to it.
+    pub(crate) consent: Consent,
     /// Ends all sessions of the tunnel.
     pub(crate) cut: CancellationToken,
     /// Why the tunnel has ended, once it has.
@@ -84,6 +87,16 @@ impl Context {
         }
     }
 
+    /// Waits until somebody on site has said yes, where the service that is wanted asks for that.
+    async fn consented(&self, asked: &str) -> Result<(), Code> {
+        let settings = Arc::clone(&self.settings.borrow());
+        let (_, service) = settings.policy.session(&self.right, asked)?;
+        match service.asks {
+            true => self.consent.given().await,
+            false => Ok(()),
+        }
+    }
+
     /// Decides about one session: the owner's switch, grant and local policy, then room on the device and in the grant.
     fn admit(&self, asked: &str) -> Result<Admitted<'_>, Code> {
         let settings = Arc::clone(&self.settings.borrow());
@@ -110,6 +123,8 @@ impl Context {
 struct Record {
     service: String,
     refused: Option<Code>,
+    /// Whether it has got no further than to wait for somebody on site.
+    waits: bool,
     started: Instant,
     bytes_in: u64,
     bytes_out: u64,
@@ -129,7 +144,9 @@ pub(crate) async fn run(context: Arc<Context>, send: SendStream, recv: RecvStrea
         let ended = SessionEnded {
             tunnel: context.right.grant.tunnel,
             service: record.service,
-            refused: record.refused,
+            refused: record
+                .refused
+                .or_else(|| record.waits.then(|| context.consent.missing())),
             millis: u64::try_from(record.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,
@@ -149,12 +166,16 @@ async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, re
     let record = record.insert(Record {
         service: asked.chars().take(MAX_REPORTED).collect(),
         refused: None,
+        waits: true,
         started: Instant::now(),
         bytes_in: 0,
         bytes_out: 0,
         by: EndedBy::Tunnel,
     });
+    let consented = context.consented(&asked).await;
+    record.waits = false;
     let opened = async {
+        consented?;
         let admitted = context.admit(&asked)?;
         let halves = connect(&admitted.target).await?;
         Ok((admitted, halves))

@@ -12,6 +12,7 @@ use tunnel_proto::{Identity, TunnelId, UnixTime};
 
 use crate::defaults;
 use crate::policy::{LocalPolicy, Operators, Service};
+use crate::windows::Windows;
 
 /// Returns the one start time of a test.
 pub(crate) fn start() -> Instant {
@@ -31,6 +32,7 @@ pub(crate) fn grant() -> Grant {
         relay: "node-1".parse().unwrap(),
         policy_revision: 1,
         nonce: [3; 16],
+        reason: Some("INC-7".into()),
         issued_at: UnixTime::from_secs(1_800_000_000),
         expires_at: UnixTime::from_secs(1_800_003_600),
         limits: Limits {
@@ -49,12 +51,14 @@ pub(crate) fn policy() -> LocalPolicy {
         operators: Operators::Any,
         max_sessions: 16,
         locked: false,
+        asks: false,
     };
     let web = Service {
         target: "unix:/run/web.sock".parse().unwrap(),
         operators: Operators::Only(["bob".parse().unwrap()].into()),
         max_sessions: 16,
         locked: false,
+        asks: false,
     };
     LocalPolicy {
         services: [("ssh".parse().unwrap(), ssh), ("web".parse().unwrap(), web)].into(),
@@ -62,6 +66,8 @@ pub(crate) fn policy() -> LocalPolicy {
         max_sessions: defaults::MAX_SESSIONS,
         max_tunnels: 2,
         lock: None,
+        windows: Windows::default(),
+        consent_timeout: defaults::CONSENT_TIMEOUT,
     }
 }
 

@@ -21,6 +21,7 @@ use tunnel_proto::defaults::BIND_DEADLINE;
 use tunnel_proto::keys::LegKey;
 use tunnel_proto::message::{Attached, FromAgent, TunnelEnded};
 
+use crate::consent::Consent;
 use crate::defaults::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 use crate::lifetime::Lifetime;
 use crate::operator::Operator;
@@ -42,6 +43,14 @@ pub(crate) struct Route {
     pub(crate) credentials: Credentials,
 }
 
+/// What all tunnels of an agent share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    pub(crate) sessions: Sessions,
+    pub(crate) reports: mpsc::Sender<FromAgent>,
+}
+
 /// A tunnel that was accepted.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
@@ -60,11 +69,15 @@ impl Tunnel {
         right: Right,
         left: Duration,
         route: Route,
-        settings: watch::Receiver<Arc<Settings>>,
-        sessions: Sessions,
-        reports: mpsc::Sender<FromAgent>,
+        shared: Shared,
         operator: Operator,
+        consent: Consent,
     ) -> Self {
+        let Shared {
+            settings,
+            sessions,
+            reports,
+        } = shared;
         let life = Mutex::new(Lifetime::new(Instant::now(), left, right.grant.limits));
         let cut = CancellationToken::new();
         let context = Arc::new(Context {
@@ -74,6 +87,7 @@ impl Tunnel {
             life,
             reports,
             operator,
+            consent,
             cut,
             ended: OnceLock::new(),
         });
@@ -94,9 +108,11 @@ impl Tunnel {
         keys: watch::Receiver<Option<Attached>>,
         end: oneshot::Receiver<Code>,
     ) {
+        let context = Arc::clone(&self.context);
         let reason = tokio::select! {
             biased;
             told = end => told.unwrap_or(Code::TunnelClosed),
+            refused = context.consent.refused() => refused,
             reason = self.serve(attached, keys) => reason,
         };
         self.close(reason).await;

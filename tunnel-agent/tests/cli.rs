@@ -45,6 +45,10 @@ fn help_is_as_written_down() {
         (&["supervise", "--help"], include_str!("help/supervise.txt")),
         (&["check", "--help"], include_str!("help/check.txt")),
         (&["access", "--help"], include_str!("help/access.txt")),
+        (&["who", "--help"], include_str!("help/who.txt")),
+        (&["allow", "--help"], include_str!("help/allow.txt")),
+        (&["deny", "--help"], include_str!("help/deny.txt")),
+        (&["end", "--help"], include_str!("help/end.txt")),
     ] {
         let output = run(words);
         assert_eq!((output.code, output.out.as_str()), (0, expected), "{words:?}");

@@ -53,7 +53,7 @@ pub async fn run(home: &Home, talk: Talk, connect: Connect) -> Result<(), Failur
         () = signals.any() => return Err(Failure::interrupted()),
     };
     let result = tokio::select! {
-        result = carry(&tunnel, &service) => result,
+        result = carry(&tunnel, &service, talk) => result,
         failure = tunnel.ended() => Err(failure),
         never = tunnel.tell_silence(talk) => match never {},
         () = signals.any() => Err(Failure::interrupted()),
@@ -71,7 +71,7 @@ fn write_keys(home: &Home, device: &DeviceId, opened: &OpenedTunnel, needed: boo
     }
 }
 
-async fn carry(tunnel: &Tunnel, service: &ServiceName) -> Result<(), Failure> {
+async fn carry(tunnel: &Tunnel, service: &ServiceName, talk: Talk) -> Result<(), Failure> {
     let local = |error: std::io::Error| {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             return Failure::nobody_reads();
@@ -82,8 +82,9 @@ async fn carry(tunnel: &Tunnel, service: &ServiceName) -> Result<(), Failure> {
             .detail(error.to_string())
             .exit(Exit::Failed as u8)
     };
+    let slow = || talk.note(&session::slow_text(service));
     let (input, output) = (Input::new().map_err(local)?, Output::new().map_err(local)?);
-    match session::run(tunnel.connection(), service, input, output).await {
+    match session::run(tunnel.connection(), service, input, output, slow).await {
         Ok(()) => Ok(()),
         Err(SessionError::Tunnel) => Err(tunnel.ended().await),
         Err(SessionError::Local(error)) => Err(local(error)),

@@ -193,7 +193,8 @@ async fn serve(stream: TcpStream, service: &ServiceName, tunnel: &Tunnel, output
         ended_well: false,
     };
     let (reader, writer) = local.stream.split();
-    let Err(error) = session::run(tunnel.connection(), service, reader, writer).await else {
+    let slow = || output.note(&session::slow_text(service));
+    let Err(error) = session::run(tunnel.connection(), service, reader, writer, slow).await else {
         local.ended_well = true;
         return;
     };

@@ -203,6 +203,14 @@ codes! {
     SelfApproval = 113, "E_SELF_APPROVAL", "nobody approves what they ask for themselves", "ask somebody else who may approve it", Denied;
     /// An approval is asked for where none is needed.
     ApprovalNeedless = 114, "E_APPROVAL_NEEDLESS", "policy permits this without an approval", "open the tunnel as it is", Failed;
+    /// A person at the device said no.
+    ConsentDenied = 115, "E_CONSENT_DENIED", "somebody at the device said no", "talk to the people on site before you ask again", Denied;
+    /// Nobody at the device has answered.
+    ConsentTimeout = 116, "E_CONSENT_TIMEOUT", "nobody at the device allowed it in time", "have somebody there run `tunnel-agent allow`, and ask again", Deadline;
+    /// The owner lets nobody in at this time.
+    OutsideWindow = 117, "E_OUTSIDE_WINDOW", "it is outside of the device's maintenance windows", "ask the owner of the device when it may be", Denied;
+    /// A person at the device ended the tunnel.
+    EndedOnSite = 118, "E_ENDED_ON_SITE", "somebody at the device ended it", "talk to the people on site before you open a new one", Denied;
 }
 
 /// How a program ends. The table stands in `docs/exit-codes.md`.

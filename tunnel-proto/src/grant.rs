@@ -15,6 +15,9 @@ use crate::time::UnixTime;
 /// Most services that one grant names.
 pub const MAX_SERVICES: usize = 16;
 
+/// Longest reason that a grant carries, in bytes.
+pub const MAX_REASON: usize = 512;
+
 /// A number that an agent makes for each control link: a grant from before is worth nothing afterwards.
 pub type LinkNonce = [u8; 16];
 
@@ -49,6 +52,8 @@ pub struct Grant {
     pub expires_at: UnixTime,
     /// What the tunnel may use.
     pub limits: Limits,
+    /// Why it was asked for, in the operator's words, for those on site.
+    pub reason: Option<String>,
 }
 
 /// What one tunnel may use at most.
@@ -82,6 +87,7 @@ impl Grant {
             max_bytes: self.limits.bytes,
             max_bytes_per_sec: self.limits.bytes_per_sec,
             idle_secs: Some(self.limits.idle_secs),
+            reason: self.reason.clone(),
             ..Claims::default()
         };
         key.sign(Purpose::Grant, &claims.encode())
@@ -163,6 +169,7 @@ impl Grant {
                 bytes_per_sec: claims.max_bytes_per_sec,
                 idle_secs: claims.idle_secs?,
             },
+            reason: claims.reason.filter(|reason| reason.len() <= MAX_REASON),
         })
     }
 }
@@ -197,6 +204,7 @@ pub(crate) struct Claims {
     pub(crate) idle_secs: Option<u32>,
     pub(crate) max_bytes_per_sec: Option<u64>,
     pub(crate) root: Option<[u8; 32]>,
+    pub(crate) reason: Option<String>,
 }
 
 /// Registered claims (RFC 8392 section 4, RFC 8747 section 3.1).
@@ -221,6 +229,7 @@ mod key {
     pub(super) const IDLE_SECS: i64 = -70_008;
     pub(super) const MAX_BYTES_PER_SEC: i64 = -70_009;
     pub(super) const ROOT: i64 = -70_010;
+    pub(super) const REASON: i64 = -70_011;
 }
 
 impl Claims {
@@ -255,6 +264,7 @@ impl Claims {
             self.idle_secs.is_some(),
             self.max_bytes_per_sec.is_some(),
             self.root.is_some(),
+            self.reason.is_some(),
         ];
         e.map(present.iter().filter(|&&there| there).count() as u64)?;
         if let Some(issuer) = &self.issuer {
@@ -317,6 +327,9 @@ impl Claims {
         if let Some(root) = &self.root {
             e.i64(key::ROOT)?.bytes(root)?;
         }
+        if let Some(reason) = &self.reason {
+            e.i64(key::REASON)?.str(reason)?;
+        }
         Ok(())
     }
 
@@ -364,6 +377,7 @@ impl Claims {
                 key::MAX_BYTES => once(&mut claims.max_bytes, d.u64().ok()?)?,
                 key::IDLE_SECS => once(&mut claims.idle_secs, d.u32().ok()?)?,
                 key::MAX_BYTES_PER_SEC => once(&mut claims.max_bytes_per_sec, d.u64().ok()?)?,
+                key::REASON => once(&mut claims.reason, d.str().ok()?.to_owned())?,
                 key::ROOT => once(&mut claims.root, d.bytes().ok()?.try_into().ok()?)?,
                 _ => d.skip().ok()?,
             }
@@ -400,6 +414,7 @@ mod tests {
             relay: "n1".parse().unwrap(),
             policy_revision: 3,
             nonce: [4; 16],
+            reason: Some("INC-7".into()),
             issued_at: NOW,
             expires_at: NOW.after(Duration::from_secs(3600)),
             limits: Limits {

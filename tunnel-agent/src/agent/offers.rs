@@ -14,9 +14,10 @@ use tunnel_proto::message::{
 
 use super::{Agent, Live};
 use crate::acceptance::Situation;
+use crate::consent::Consent;
 use crate::operator::Operator;
 use crate::policy::Right;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Shared, Tunnel};
 
 impl Agent {
     /// Decides about an offer, answers it, and goes on to attach what was accepted.
@@ -94,17 +95,22 @@ impl Agent {
             "tunnel accepted"
         );
         let operator = Operator::default();
+        let consent = self.ask_for_consent(&right);
         let (attach, attached) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let (rekey, keys) = watch::channel(None);
+        let shared = Shared {
+            settings: self.settings.subscribe(),
+            sessions: self.sessions.clone(),
+            reports: self.reports.0.clone(),
+        };
         let tunnel = Tunnel::new(
             right.clone(),
             left,
             self.route(),
-            self.settings.subscribe(),
-            self.sessions.clone(),
-            self.reports.0.clone(),
+            shared,
             operator.clone(),
+            consent.clone(),
         );
         let span = tracing::info_span!("tunnel", tunnel = id.fmt_short());
         let task = self
@@ -118,10 +124,20 @@ impl Agent {
                 attach: Some(attach),
                 end: Some(end),
                 operator,
+                consent,
                 rekey,
                 task,
             },
         );
+    }
+
+    /// Asks those on site about a tunnel, where the owner wants that.
+    fn ask_for_consent(&self, right: &Right) -> Consent {
+        let policy = &self.settings.borrow().policy;
+        match policy.asks(&right.grant) {
+            true => Consent::ask(Instant::now(), policy.consent_timeout),
+            false => Consent::needless(),
+        }
     }
 
     /// Hands the leg to the tunnel that waits for it, or the leg's next key to the one that has it.

@@ -35,6 +35,13 @@ pub fn print(config: &Config, file: &Path) -> String {
                 .push_str("# proxy: as `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say  # default\n");
         }
     }
+    let patience = config.policy.consent_timeout.as_secs();
+    out.line("", "consent_timeout_secs", &patience.to_string());
+    if !config.policy.windows.0.is_empty() {
+        out.table("maintenance");
+        let windows = list(config.policy.windows.0.iter().map(ToString::to_string));
+        out.line("maintenance.", "windows", &windows);
+    }
     out.table("access");
     out.line("access.", "enabled", &config.access.to_string());
     if !config.facts.is_empty() {
@@ -50,6 +57,9 @@ pub fn print(config: &Config, file: &Path) -> String {
         out.line(&prefix, "target", &quote(&service.target.to_string()));
         out.line(&prefix, "max_sessions", &service.max_sessions.to_string());
         out.operators(&prefix, &service.operators);
+        if service.asks {
+            out.line(&prefix, "consent", "\"ask\"");
+        }
         if service.locked {
             out.line(&prefix, "locked", "true");
         }
@@ -123,7 +133,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_gives_the_same_settings() {
-        let text = "state_dir = \"/srv/agent\"\nmax_server_silence_secs = 30\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\n[facts]\nsite = \"north\"\n\"disk.encrypted\" = true\n";
+        let text = "state_dir = \"/srv/agent\"\nconsent_timeout_secs = 9\nmax_server_silence_secs = 30\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\nconsent = \"ask\"\n[maintenance]\nwindows = [\"sat,sun 22:00-02:00\"]\n[facts]\nsite = \"north\"\n\"disk.encrypted\" = true\n";
         let config = Config::parse(text).unwrap();
         let printed = print(&config, Path::new("agent.toml"));
         assert!(
@@ -131,7 +141,7 @@ mod tests {
             "{printed}"
         );
         assert!(
-            printed.contains("allow_operators = [\"ana\"]  # agent.toml:6\n"),
+            printed.contains("allow_operators = [\"ana\"]  # agent.toml:7\n"),
             "{printed}"
         );
         assert!(printed.contains("enabled = true  # default\n"), "{printed}");

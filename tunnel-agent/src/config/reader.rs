@@ -17,6 +17,7 @@ use tunnel_proto::names::{FactName, FactValue};
 use super::{Config, ConfigError, ConfigErrors, Origin};
 use crate::defaults;
 use crate::policy::{Operators, Service};
+use crate::windows::Windows;
 
 type Value<'i> = Spanned<DeValue<'i>>;
 
@@ -60,8 +61,10 @@ impl Reader<'_> {
         const KEYS: &[&str] = &[
             "access",
             "allow_operators",
+            "consent_timeout_secs",
             "facts",
             "lock",
+            "maintenance",
             "max_server_silence_secs",
             "max_sessions",
             "max_tunnels",
@@ -76,7 +79,11 @@ impl Reader<'_> {
             match name {
                 "access" => self.access(value, config),
                 "allow_operators" => self.set(name, value, &mut config.policy.operators, Self::operators),
+                "consent_timeout_secs" => {
+                    self.set(name, value, &mut config.policy.consent_timeout, Self::patience);
+                }
                 "facts" => self.facts(value, config),
+                "maintenance" => self.maintenance(value, config),
                 "lock" => self.set(name, value, &mut config.policy.lock, Self::lock),
                 "max_server_silence_secs" => {
                     self.set(name, value, &mut config.max_server_silence, Self::silence);
@@ -114,6 +121,47 @@ impl Reader<'_> {
                 "enabled" => self.set("access.enabled", value, &mut config.access, Self::switch),
                 other => self.unknown(key.span(), &format!("access.{other}"), &["access.enabled"]),
             }
+        }
+    }
+
+    fn maintenance(&mut self, value: &Value<'_>, config: &mut Config) {
+        const WINDOWS: &str = "maintenance.windows";
+        for (key, value) in self.table("maintenance", value).into_iter().flatten() {
+            match key.get_ref().as_ref() {
+                "windows" => self.set(WINDOWS, value, &mut config.policy.windows, Self::windows),
+                other => self.unknown(key.span(), &format!("maintenance.{other}"), &[WINDOWS]),
+            }
+        }
+    }
+
+    fn windows(&mut self, value: &Value<'_>) -> Result<Windows, String> {
+        let windows = texts(value)?.map(|text| {
+            let text = text?;
+            text.parse()
+                .map_err(|error| format!("has `{text}`; each {error}"))
+        });
+        let windows = windows.collect::<Result<Vec<_>, String>>()?;
+        if windows.is_empty() {
+            return Err("has no window; without the line operators are let in at any time".into());
+        }
+        Ok(Windows(windows))
+    }
+
+    fn patience(&mut self, value: &Value<'_>) -> Result<Duration, String> {
+        let patience = self
+            .count(value)
+            .map(|secs| Duration::from_secs(secs.into()))
+            .ok();
+        let most = defaults::CONSENT_TIMEOUT_MAX;
+        let patience = patience.filter(|patience| *patience <= most);
+        patience.ok_or_else(|| format!("must be a number from 1 to {}", most.as_secs()))
+    }
+
+    fn consent(&mut self, value: &Value<'_>) -> Result<bool, String> {
+        match value.get_ref().as_str() {
+            Some("ask") => Ok(true),
+            Some("none") => Ok(false),
+            _ => Err("must be `ask` or `none`".into()),
         }
     }
 
@@ -190,7 +238,7 @@ impl Reader<'_> {
     fn service(&mut self, name: &ServiceName, at: Range<usize>, value: &Value<'_>) -> Option<Service> {
         let prefix = format!("services.{name}");
         let (mut target, mut operators, mut max_sessions) = (None, Operators::Any, defaults::MAX_SESSIONS);
-        let mut locked = false;
+        let (mut locked, mut asks) = (false, false);
         let table = self.table(&prefix, value)?;
         let before = self.errors.len();
         for (key, value) in table {
@@ -200,10 +248,11 @@ impl Reader<'_> {
                 "allow_operators" => self.set(&path, value, &mut operators, Self::operators),
                 "max_sessions" => self.set(&path, value, &mut max_sessions, Self::count),
                 "locked" => self.set(&path, value, &mut locked, Self::switch),
+                "consent" => self.set(&path, value, &mut asks, Self::consent),
                 _ => self.unknown(
                     key.span(),
                     &path,
-                    &["target", "allow_operators", "max_sessions", "locked"],
+                    &["target", "allow_operators", "max_sessions", "locked", "consent"],
                 ),
             }
         }
@@ -218,6 +267,7 @@ impl Reader<'_> {
             operators,
             max_sessions,
             locked,
+            asks,
         })
     }
 

@@ -103,6 +103,7 @@ impl Server {
     pub(crate) fn grant(&self, link: &Link, number: u8, services: &[&str]) -> Grant {
         let now = SystemClock.now();
         Grant {
+            reason: None,
             trust_domain: "fleet.example".parse().unwrap(),
             tunnel: TunnelId::from_bytes([number; 16]),
             operator: "ana".parse().unwrap(),

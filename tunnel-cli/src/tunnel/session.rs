@@ -1,12 +1,17 @@
 //! One use of a service inside a tunnel: one stream.
 
 use std::io;
+use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tunnel_net::stream::{self, MessageError};
 use tunnel_proto::message::{OpenSession, SessionAnswer};
 use tunnel_proto::{Code, Refusal, ServiceName};
+
+/// How long the device may take to answer before something is said: its service may be slow, or somebody there may have to
+/// say yes first.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// How a session ended that did not end well.
 #[derive(Debug)]
@@ -23,7 +28,8 @@ pub enum SessionError {
 
 /// Opens a session and joins it with a local byte stream until both directions have ended.
 ///
-/// The first bytes go out together with the request; the answer is read as it comes. Each direction ends by itself.
+/// The first bytes go out together with the request; the answer is read as it comes. Each direction ends by itself. `slow`
+/// is called if the answer takes a while.
 ///
 /// # Errors
 /// Tells who ended it early. A refusal is returned at once, whatever the local side does.
@@ -32,6 +38,7 @@ pub async fn run<R, W>(
     service: &ServiceName,
     reader: R,
     writer: W,
+    slow: impl FnOnce(),
 ) -> Result<(), SessionError>
 where
     R: AsyncRead + Unpin,
@@ -46,7 +53,10 @@ where
         .map_err(|_| SessionError::Tunnel)?;
     let outwards = outwards(connection, send, reader);
     let inwards = async {
-        answer(connection, &mut recv).await?;
+        {
+            let answer = std::pin::pin!(answer(connection, &mut recv));
+            patiently(answer, SLOW, slow).await?;
+        }
         stream::inwards(recv, writer, &mut 0)
             .await
             .map_err(|error| classify(connection, error))
@@ -64,6 +74,24 @@ where
         }
     }
     Ok(())
+}
+
+/// Waits for an answer, and says so if it takes a while.
+async fn patiently<T>(
+    mut answer: std::pin::Pin<&mut impl Future<Output = T>>,
+    patience: Duration,
+    slow: impl FnOnce(),
+) -> T {
+    if let Ok(answer) = tokio::time::timeout(patience, answer.as_mut()).await {
+        return answer;
+    }
+    slow();
+    answer.await
+}
+
+/// Tells that a device takes its time.
+pub fn slow_text(service: &ServiceName) -> String {
+    format!("`{service}` has not answered yet; somebody at the device may have to allow it there first")
 }
 
 /// Carries bytes to the service, and waits until the device has them all: the connection must not be closed before.

@@ -80,8 +80,11 @@ impl Control {
         };
         let mut questions = Vec::new();
         for id in &asked.devices {
-            let device = self.device_record(id).await?.ok_or(Code::NotFound)?;
-            questions.push(asker.question(&device, terms.clone()));
+            match self.device_record(id).await? {
+                Some(device) => questions.push(asker.question(&device, terms.clone())),
+                // As one that the caller may not see, in every way that can be told apart.
+                None => return self.deny_access(caller, "request-approval", Code::NotFound).await,
+            }
         }
         let needed = match self.needed(questions).await? {
             Ok(needed) => needed,

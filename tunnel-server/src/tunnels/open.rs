@@ -587,6 +587,7 @@ impl Control {
             issued_at: facts.opened_at,
             expires_at: facts.expires_at,
             limits: to_grant(&facts.limits),
+            reason: facts.reason.clone(),
         };
         grant.sign(&self.keys.grant_key)
     }

@@ -91,7 +91,7 @@ async fn each_direction_ends_by_itself() {
     let (reader, writer) = tokio::io::split(near);
     let (mut answers, mut asks) = tokio::io::split(far);
     let service = ssh();
-    let session = run(&pair.operator, &service, reader, writer);
+    let session = run(&pair.operator, &service, reader, writer, || ());
     let device = async {
         let (mut send, mut recv) = pair.accept(SessionAnswer { refused: None }).await;
         // The whole question, to its end, and only then the answer.
@@ -119,6 +119,7 @@ async fn early_bytes_go_out_without_waiting_for_the_answer() {
         &service,
         b"SSH-2.0-x\r\n".as_slice(),
         tokio::io::sink(),
+        || (),
     );
     let device = async {
         let (mut send, mut recv) = pair.device.accept_bi().await.unwrap();
@@ -138,7 +139,7 @@ async fn a_refusal_is_told_at_once_although_the_local_side_waits() {
     let (near, _far) = tokio::io::duplex(64);
     let (reader, writer) = tokio::io::split(near);
     let service = ssh();
-    let session = run(&pair.operator, &service, reader, writer);
+    let session = run(&pair.operator, &service, reader, writer, || ());
     let device = async {
         let refused = Some(Refusal::new(Code::TargetRefused, "port 22"));
         let (mut send, mut recv) = pair.accept(SessionAnswer { refused }).await;
@@ -164,7 +165,7 @@ async fn half_of_a_file_does_not_pass_for_the_whole() {
     asks.write_all(b"half").await.unwrap();
     let (closed, gone) = tokio::io::duplex(64);
     drop(gone);
-    let session = run(&pair.operator, &service, reader, closed);
+    let session = run(&pair.operator, &service, reader, closed, || ());
     let device = async {
         let (mut send, mut recv) = pair.accept(SessionAnswer { refused: None }).await;
         send.write_all(b"an answer that nobody takes").await.unwrap();
@@ -187,7 +188,7 @@ async fn the_end_of_the_tunnel_is_no_fault_of_the_session() {
     let (near, _far) = tokio::io::duplex(64);
     let (reader, writer) = tokio::io::split(near);
     let service = ssh();
-    let session = run(&pair.operator, &service, reader, writer);
+    let session = run(&pair.operator, &service, reader, writer, || ());
     let device = async {
         let streams = pair.accept(SessionAnswer { refused: None }).await;
         pair.device.close((Code::PolicyChanged as u32).into(), b"");
@@ -195,4 +196,17 @@ async fn the_end_of_the_tunnel_is_no_fault_of_the_session() {
     };
     let (session, _streams) = in_time(async { tokio::join!(session, device) }).await;
     assert!(matches!(session, Err(SessionError::Tunnel)), "{session:?}");
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_told_of_and_a_quick_one_not() {
+    let told = tokio_util::sync::CancellationToken::new();
+    let quick = std::pin::pin!(async { 7 });
+    assert_eq!(patiently(quick, SLOW, || told.cancel()).await, 7);
+    assert!(!told.is_cancelled());
+    let slow = std::pin::pin!(async {
+        told.cancelled().await;
+        8
+    });
+    assert_eq!(patiently(slow, Duration::ZERO, || told.cancel()).await, 8);
 }
