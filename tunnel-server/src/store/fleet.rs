@@ -11,7 +11,7 @@ use tunnel_proto::{DeviceId, Identity, OperatorName, UnixTime};
 
 use super::facts::count_change;
 use super::records::{DeviceRecord, Member, OperatorRecord, RevokedSet};
-use super::rows::{json, key, name, names, number, secs, time, time_if_any};
+use super::rows::{json, key, name, names, number, secs, time, time_if_any, to_json};
 use super::writer::Write;
 use super::{Store, StoreError};
 use crate::audit::{Event, MemberKind, bounded};
@@ -51,6 +51,47 @@ impl Store {
         .fetch_optional(&self.inner.readers)
         .await?;
         row.as_ref().map(device).transpose()
+    }
+
+    /// Returns those of some devices that are enrolled and not revoked.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn devices_among(&self, ids: &BTreeSet<DeviceId>) -> Result<Vec<DeviceRecord>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT *, (SELECT group_concat(group_name) FROM
+                 (SELECT group_name FROM memberships WHERE kind = 'device' AND name = devices.id ORDER BY group_name)
+             ) AS groups
+             FROM devices WHERE id IN (SELECT value FROM json_each(?))
+                 AND NOT EXISTS (SELECT 1 FROM revoked_identities WHERE identity = 'spiffe://' || ? || '/device/' || id)",
+        )
+        .bind(listed(ids)?)
+        .bind(self.inner.fleet.as_str())
+        .fetch_all(&self.inner.readers)
+        .await?;
+        rows.iter().map(device).collect()
+    }
+
+    /// Returns those of some operators that are enrolled and not revoked.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub async fn operators_among(
+        &self,
+        names: &BTreeSet<OperatorName>,
+    ) -> Result<Vec<OperatorRecord>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT *, (SELECT group_concat(group_name) FROM
+                 (SELECT group_name FROM memberships WHERE kind = 'operator' AND name = operators.name ORDER BY group_name)
+             ) AS groups
+             FROM operators WHERE name IN (SELECT value FROM json_each(?))
+                 AND NOT EXISTS (SELECT 1 FROM revoked_identities WHERE identity = 'spiffe://' || ? || '/operator/' || name)",
+        )
+        .bind(listed(names)?)
+        .bind(self.inner.fleet.as_str())
+        .fetch_all(&self.inner.readers)
+        .await?;
+        rows.iter().map(operator).collect()
     }
 
     /// Returns an operator; `None` if it was never enrolled, or is revoked.
@@ -280,6 +321,11 @@ fn device(row: &SqliteRow) -> Result<DeviceRecord, StoreError> {
         reported_at: time_if_any(row, "reported_at")?,
         changes: number(row, "changes")?,
     })
+}
+
+/// Writes names as `json_each` reads them.
+fn listed<T: ToString>(names: &BTreeSet<T>) -> Result<String, StoreError> {
+    to_json(&names.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
 fn operator(row: &SqliteRow) -> Result<OperatorRecord, StoreError> {

@@ -4,17 +4,20 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tokio::task::JoinSet;
 use tunnel_policy::Terms;
 use tunnel_proto::names::GroupName;
 use tunnel_proto::{ApprovalId, Code, DeviceId, OperatorName};
 
-use super::table::Facts;
+use super::end::Cut;
+use super::table::{Facts, Live};
 use crate::control::Control;
 use crate::control::decide::{Asker, InForce};
+use crate::control::steadiness::Moment;
 use crate::store::DeviceRecord;
 
-/// Decisions in a row before other work has its turn.
-const YIELD_EVERY: usize = 32;
+/// Tunnels for which it is worth to ask another core.
+const PART: usize = 32;
 
 /// The tunnels that a change can touch.
 #[derive(Clone, Debug)]
@@ -31,11 +34,13 @@ pub(crate) enum Touched {
     AgreedBy(OperatorName),
 }
 
-/// What has been looked up already; many tunnels share few operators and devices.
-#[derive(Debug, Default)]
+/// What live tunnels are weighed with: as things stand after the change.
+#[derive(Debug)]
 struct Known {
+    in_force: Arc<InForce>,
+    moments: Vec<Moment>,
     groups: HashMap<OperatorName, Vec<GroupName>>,
-    devices: HashMap<DeviceId, Option<DeviceRecord>>,
+    devices: HashMap<DeviceId, DeviceRecord>,
 }
 
 impl Control {
@@ -48,19 +53,30 @@ impl Control {
         // INVARIANT: the change is in the store, and whoever opens stands in the table before it is written down, which
         // fails if what it was decided from has changed: so either it decides anew, or it is met here (THREATS POL-03,
         // POL-04, TOK-14).
-        let (in_force, live) = (self.in_force(), self.tunnels.table().touched(touched));
+        let live = self.tunnels.table().touched(touched);
         self.tunnels
             .weighed
             .fetch_add(live.len() as u64, Ordering::Relaxed);
-        let (mut known, mut cuts, mut failed) = (Known::default(), Vec::new(), None);
-        for (at, live) in live.iter().enumerate() {
-            match self.is_still_allowed(&in_force, &live.facts, &mut known).await {
-                Ok(true) => {}
-                Ok(false) => cuts.extend(self.cut(live.facts.id, Code::PolicyChanged)),
-                Err(code) => failed = Some(code),
-            }
-            if at % YIELD_EVERY == 0 {
-                tokio::task::yield_now().await;
+        if live.is_empty() {
+            return Ok(0);
+        }
+        let known = Arc::new(self.look_up(&live).await?);
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let part = live.len().div_ceil(cores).max(PART);
+        let (mut parts, mut cuts) = (JoinSet::new(), Vec::new());
+        for live in live.chunks(part) {
+            let (control, known, live) = (self.clone(), known.clone(), live.to_vec());
+            // Decisions are work for a core: on threads of their own they wait for nobody, and nobody waits for them.
+            parts.spawn_blocking(move || control.cut_forbidden(&known, &live));
+        }
+        let mut failed = None;
+        while let Some(part) = parts.join_next().await {
+            match part {
+                Ok(part) => cuts.extend(part),
+                Err(error) => {
+                    tracing::error!(%error, "live tunnels could not be weighed");
+                    failed = Some(Code::Internal);
+                }
             }
         }
         let count = cuts.len() as u64;
@@ -68,29 +84,47 @@ impl Control {
         failed.map_or(Ok(count), Err)
     }
 
-    async fn is_still_allowed(
-        &self,
-        in_force: &InForce,
-        facts: &Facts,
-        known: &mut Known,
-    ) -> Result<bool, Code> {
-        if !known.groups.contains_key(&facts.operator) {
-            known
-                .groups
-                .insert(facts.operator.clone(), self.groups_of(&facts.operator).await?);
-        }
-        if !known.devices.contains_key(&facts.device) {
-            let device = self
-                .store
-                .device(&facts.device)
-                .await
-                .map_err(|error| self.store_failed(&error))?;
-            known.devices.insert(facts.device.clone(), device);
-        }
-        let groups = known.groups.get(&facts.operator).cloned().unwrap_or_default();
-        let Some(Some(device)) = known.devices.get(&facts.device) else {
-            return Ok(false);
+    /// Looks up what tunnels are weighed with, for all of them together.
+    async fn look_up(&self, live: &[Arc<Live>]) -> Result<Known, Code> {
+        let facts = || live.iter().map(|live| &live.facts);
+        let (operators, devices) = (
+            facts().map(|facts| facts.operator.clone()).collect(),
+            facts().map(|facts| facts.device.clone()).collect(),
+        );
+        let (operators, devices) = tokio::join!(
+            self.store.operators_among(&operators),
+            self.store.devices_among(&devices)
+        );
+        let operators = operators.map_err(|error| self.store_failed(&error))?;
+        let devices = devices.map_err(|error| self.store_failed(&error))?;
+        Ok(Known {
+            in_force: self.in_force(),
+            moments: self.moments(),
+            groups: operators
+                .into_iter()
+                .map(|operator| (operator.name, operator.groups))
+                .collect(),
+            devices: devices
+                .into_iter()
+                .map(|device| (device.id.clone(), device))
+                .collect(),
+        })
+    }
+
+    /// Cuts those that are not allowed, each at once when that is found.
+    fn cut_forbidden(&self, known: &Known, live: &[Arc<Live>]) -> Vec<Cut> {
+        live.iter()
+            .filter(|live| !self.is_still_allowed(known, &live.facts))
+            .filter_map(|live| self.cut(live.facts.id, Code::PolicyChanged))
+            .collect()
+    }
+
+    fn is_still_allowed(&self, known: &Known, facts: &Facts) -> bool {
+        // A device that is not enrolled, or not any more, is nobody's to reach.
+        let Some(device) = known.devices.get(&facts.device) else {
+            return false;
         };
+        let groups = known.groups.get(&facts.operator).cloned().unwrap_or_default();
         let lifetime = facts.expires_at.since(facts.opened_at);
         let terms = Terms {
             services: facts.services.clone(),
@@ -102,14 +136,14 @@ impl Control {
             }),
             break_glass: facts.break_glass,
         };
-        Ok(self.moments().into_iter().any(|moment| {
-            let asker = Asker::of_tunnel(facts, groups.clone(), moment);
-            let verdict = in_force.weigh(&asker.question(device, terms.clone()));
+        known.moments.iter().any(|moment| {
+            let asker = Asker::of_tunnel(facts, groups.clone(), *moment);
+            let verdict = known.in_force.weigh(&asker.question(device, terms.clone()));
             // What was granted cannot be narrowed while it lives: a tunnel that may use more than is allowed now has to end.
             let limits = verdict.decision.limits;
             verdict.is_allowed()
                 && limits.cover(&facts.limits)
                 && limits.lifetime.is_none_or(|most| lifetime <= most)
-        }))
+        })
     }
 }

@@ -212,6 +212,12 @@ async fn what_is_revoked_stays_revoked_with_all_its_keys() {
     assert!(revoked.keys.contains(&old) && revoked.keys.contains(&key_of("a2")));
     assert!(!revoked.holds(&device_identity("b"), &key_of("b")));
     assert_eq!(fixture.device(&"a".parse().unwrap()).await.unwrap(), None);
+    let both = ["a", "b"].map(|id| id.parse().unwrap()).into();
+    let among = fixture.devices_among(&both).await.unwrap();
+    assert_eq!(
+        among,
+        [fixture.device(&"b".parse().unwrap()).await.unwrap().unwrap()]
+    );
     let left: Vec<String> = fixture
         .devices()
         .await
@@ -236,12 +242,16 @@ async fn an_operator_is_known_until_revoked() {
     assert_eq!(fixture.operator(&name).await.unwrap(), None);
     let key = fixture.enrolled_operator("ana").await;
     let record = fixture.operator(&name).await.unwrap().unwrap();
+    let names = std::iter::once(name.clone()).collect();
+    let among = async |fixture: &Fixture| fixture.operators_among(&names).await.unwrap();
+    assert_eq!(among(&fixture).await, std::slice::from_ref(&record));
     assert_eq!((record.key, record.groups.len()), (key, 0));
     fixture
         .revoke(&operator_identity("ana"), None, "t".into(), NOW)
         .await
         .unwrap();
     assert_eq!(fixture.operator(&name).await.unwrap(), None);
+    assert_eq!(among(&fixture).await, []);
 }
 
 /// What one may not see takes no place in what one sees.
