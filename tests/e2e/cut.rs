@@ -430,6 +430,55 @@ fn commit_quarantine(database: &std::path::Path, device: &str) -> Result<(), Sto
     })
 }
 
+/// A server that is killed, or stopped in good order, gives a tunnel none of the bytes back that it has used.
+#[test]
+fn a_byte_limit_outlives_the_server() {
+    /// Of these, some 60 pass until the limit is reached: each goes there and back.
+    const CHUNK: usize = 32 * 1024;
+    let mut live = live();
+    let policy = live.fleet.admin.tunnel(&["policy", "show"]).ok();
+    let limited = policy.replacen(
+        "@id(\"technicians-ssh\")",
+        "@id(\"technicians-ssh\") @max_bytes(\"4MiB\")",
+        1,
+    );
+    assert_ne!(limited, policy);
+    let file = live.fleet.directory().join("policy.cedar");
+    std::fs::write(&file, limited).unwrap();
+    live.fleet
+        .admin
+        .tunnel(&["policy", "apply", file.to_str().unwrap()])
+        .ok();
+    let mut session = live.connect();
+    let chunk = format!("{}\n", "x".repeat(CHUNK));
+    for kill in [true, false] {
+        for _ in 0..16 {
+            assert!(exchange(&mut session, &chunk) == chunk, "{}", live.errors());
+        }
+        if kill {
+            live.fleet.server.kill();
+        } else {
+            live.fleet.server.stop();
+        }
+        live.fleet.server.restart();
+        assert_eq!(exchange(&mut session, "two\n"), "two\n", "{}", live.errors());
+    }
+    // If the count had begun anew, all of these would pass.
+    for _ in 0..40 {
+        let sent = session.stdin().unwrap().write_all(chunk.as_bytes());
+        if sent.is_err() || session.line() != chunk {
+            break;
+        }
+    }
+    assert_eq!(
+        session.wait(Duration::from_secs(60)),
+        Some(DENIED),
+        "{}",
+        live.errors()
+    );
+    assert!(live.errors().contains("E_BYTE_LIMIT"), "{}", live.errors());
+}
+
 /// The keys of both legs are replaced again and again under a session that goes on, byte by byte.
 #[test]
 fn a_session_outlives_the_rotation_of_its_keys() {

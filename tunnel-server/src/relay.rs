@@ -107,6 +107,8 @@ pub struct CircuitSpec {
     pub circuit: CircuitId,
     /// Bytes that it may carry, both ways together.
     pub max_bytes: Option<u64>,
+    /// How many of these it has spent before.
+    pub spent_bytes: u64,
     /// Bytes that it may carry in a second, both ways together.
     pub max_bytes_per_sec: Option<u64>,
     /// It was open before a restart: its legs have to show by a challenge that they hear this relay, and have no deadline.
@@ -119,10 +121,16 @@ impl CircuitSpec {
         Self {
             circuit,
             max_bytes: None,
+            spent_bytes: 0,
             max_bytes_per_sec: None,
             recovered: false,
         }
     }
+}
+
+/// Returns how many bytes of a circuit's limit are to be kept as spent in advance: what a crash costs it at most.
+pub fn byte_step(max_bytes: u64) -> u64 {
+    budget::step(max_bytes)
 }
 
 /// What the control plane is told.
@@ -146,6 +154,11 @@ pub enum RelayEvent {
         role: Role,
         /// How many times its key was rotated up to then.
         rotations: u32,
+    },
+    /// What a circuit has spent of its byte limit is to be kept, with [`byte_step`] in advance.
+    BytesSpent {
+        /// The circuit.
+        circuit: CircuitId,
     },
     /// A circuit has carried what it may; nothing more is forwarded for it.
     ByteLimit {
@@ -287,6 +300,11 @@ impl Relay {
     /// threads that are just sending, which takes microseconds, and blocks for nothing else.
     pub fn close(&self, circuit: CircuitId, why: Code) -> Option<Traffic> {
         self.running.shared.close(circuit, why)
+    }
+
+    /// Returns how much of its byte limit a circuit has spent; `None` if it has no limit, or there is no such circuit.
+    pub fn spent(&self, circuit: CircuitId) -> Option<u64> {
+        self.running.shared.spent(circuit)
     }
 
     /// Returns what a circuit has carried so far.

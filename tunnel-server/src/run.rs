@@ -264,6 +264,7 @@ impl Server {
             .is_ok();
         control.tasks.close();
         let drained = tokio::time::timeout(DRAIN, control.tasks.wait()).await.is_ok();
+        control.keep_all_spent().await;
         control
             .note(Event::ServerStopped {
                 node: control.node.clone(),

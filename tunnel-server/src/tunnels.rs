@@ -28,6 +28,7 @@ mod open;
 pub(crate) mod reconsider;
 mod recover;
 pub(crate) mod rotate;
+mod spent;
 pub(crate) mod table;
 mod unconfirmed;
 pub(crate) mod watch;

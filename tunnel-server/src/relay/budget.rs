@@ -18,11 +18,21 @@ const BURST: Duration = Duration::from_millis(250);
 /// The least burst, in bytes: two full trains, since a train passes whole or not at all.
 const BURST_BYTES: u64 = 128 * 1024;
 
+/// In how many steps a circuit's bytes are kept: what a crash costs it at most, and how much the disk is asked to do for it.
+const STEPS: u64 = 32;
+
+/// Returns how many bytes of a limit are kept as spent in advance, so that a crash gives none of them back.
+pub(super) fn step(max_bytes: u64) -> u64 {
+    max_bytes.div_ceil(STEPS).max(1)
+}
+
 /// The limits of one circuit, both directions together.
 #[derive(Debug)]
 pub(super) struct Budget {
     max_bytes: Option<u64>,
     spent: AtomicU64,
+    /// How many bytes have to be spent for the next time that this is told.
+    due: AtomicU64,
     told: AtomicBool,
     rate: Option<Rate>,
     small: SmallRate,
@@ -33,6 +43,8 @@ pub(super) struct Budget {
 pub(super) enum Spend {
     /// It may.
     Allowed,
+    /// It may, and what is spent by now is to be kept, with a step in advance.
+    Due,
     /// It is faster than the rate.
     TooFast,
     /// The bytes are used up. `first` is true once, for the caller that is to report it.
@@ -43,12 +55,18 @@ pub(super) enum Spend {
 }
 
 impl Budget {
-    /// Makes the limits of a circuit; what is `None` is not limited.
-    pub(super) fn new(max_bytes: Option<u64>, max_bytes_per_sec: Option<u64>) -> Self {
+    /// Makes the limits of a circuit that has spent some bytes before; what is `None` is not limited.
+    pub(super) fn new(max_bytes: Option<u64>, spent: u64, max_bytes_per_sec: Option<u64>) -> Self {
         let now = Instant::now();
+        // Of a new one the first step counts as kept; of one from before a restart, what it begins with.
+        let due = match (max_bytes, spent) {
+            (Some(max), 0) => step(max) / 2,
+            _ => spent,
+        };
         Self {
             max_bytes,
-            spent: AtomicU64::new(0),
+            spent: AtomicU64::new(spent.min(u64::MAX / 2)),
+            due: AtomicU64::new(due),
             told: AtomicBool::new(false),
             rate: max_bytes_per_sec.map(|rate| Rate::new(rate, now)),
             small: SmallRate::new(now),
@@ -70,14 +88,41 @@ impl Budget {
             return Spend::Allowed;
         };
         let spent = self.spent.fetch_add(bytes, Ordering::Relaxed);
-        if spent.saturating_add(bytes) <= max {
-            return Spend::Allowed;
+        let spent = spent.saturating_add(bytes);
+        if spent <= max {
+            return self.keep(spent, max);
         }
         // Nothing fits from here on, and the sum stays far from its end.
         self.spent
             .store(max.saturating_add(1).min(u64::MAX / 2), Ordering::Relaxed);
         Spend::UsedUp {
             first: !self.told.swap(true, Ordering::Relaxed),
+        }
+    }
+}
+
+impl Budget {
+    /// Returns the bytes that are spent by now, if they are limited.
+    pub(super) fn spent(&self) -> Option<u64> {
+        self.max_bytes
+            .map(|max| self.spent.load(Ordering::Relaxed).min(max))
+    }
+
+    /// Says whether it is time to keep what is spent: when half of the step that was kept in advance is used, so that the
+    /// disk has the time that the other half takes.
+    fn keep(&self, spent: u64, max: u64) -> Spend {
+        let due = self.due.load(Ordering::Relaxed);
+        let next = spent.saturating_add((step(max) / 2).max(1));
+        let first = || {
+            let swapped = self
+                .due
+                .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed);
+            swapped.is_ok()
+        };
+        if spent > due && first() {
+            Spend::Due
+        } else {
+            Spend::Allowed
         }
     }
 }
@@ -177,24 +222,62 @@ mod tests {
 
     #[test]
     fn the_byte_limit_is_told_once_and_holds() {
-        let budget = Budget::new(Some(1000), None);
-        assert_eq!(budget.spend(600, 1), Spend::Allowed);
-        assert_eq!(budget.spend(400, 1), Spend::Allowed);
+        let budget = Budget::new(Some(1000), 0, None);
+        assert_eq!(budget.spend(600, 1), Spend::Due);
+        assert_eq!(budget.spend(400, 1), Spend::Due);
         assert_eq!(budget.spend(1, 1), Spend::UsedUp { first: true });
         assert_eq!(budget.spend(1, 1), Spend::UsedUp { first: false });
     }
 
     #[test]
+    fn what_is_spent_is_kept_in_steps_that_a_crash_gives_none_of_back() {
+        const MAX: u64 = 32_000;
+        let (mut spent, mut kept, mut writes) = (0_u64, step(MAX), 0);
+        // The process is killed again and again, and each time goes on with what was kept.
+        for life in 0_u64.. {
+            let budget = Budget::new(Some(MAX), if life == 0 { 0 } else { kept }, None);
+            for _ in 0..70 {
+                match budget.spend(100, 1) {
+                    Spend::Allowed => {}
+                    Spend::Due => {
+                        kept = budget.spent().unwrap() + step(MAX);
+                        writes += 1;
+                    }
+                    _ => {
+                        assert!(spent >= MAX - (life + 1) * step(MAX), "{spent} in {life} lives");
+                        assert!(life > 2 && writes <= 2 * STEPS + life, "{writes} in {life} lives");
+                        return;
+                    }
+                }
+                spent += 100;
+                assert!(spent <= kept, "{kept} of {spent} are kept");
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_limit_is_not_kept() {
+        let budget = Budget::new(None, 0, None);
+        assert_eq!(
+            (budget.spend(1 << 30, 1 << 20), budget.spent()),
+            (Spend::Allowed, None)
+        );
+    }
+
+    #[test]
     fn what_does_not_fit_uses_the_limit_up() {
-        let budget = Budget::new(Some(1000), None);
+        let budget = Budget::new(Some(1000), 0, None);
         assert_eq!(budget.spend(1001, 1), Spend::UsedUp { first: true });
         assert_eq!(budget.spend(1, 1), Spend::UsedUp { first: false });
     }
 
     #[test]
     fn a_largest_limit_is_none() {
-        let budget = Budget::new(Some(u64::MAX), None);
-        assert_eq!(budget.spend(usize::MAX / 2, 1), Spend::Allowed);
+        let budget = Budget::new(Some(u64::MAX), 0, None);
+        assert!(matches!(
+            budget.spend(usize::MAX / 2, 1),
+            Spend::Allowed | Spend::Due
+        ));
     }
 
     /// THREATS DAT-26.

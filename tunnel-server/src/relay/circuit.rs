@@ -12,6 +12,7 @@ use tunnel_proto::api::{LegPath, Traffic};
 use tunnel_proto::bind::Role;
 use tunnel_proto::carrier::Carrier;
 
+use super::CircuitSpec;
 use super::address;
 use super::budget::{Budget, Spend};
 use super::connection::Connection;
@@ -87,6 +88,8 @@ impl Place {
 pub(super) enum Verdict {
     /// It was sent, kept, or dropped and counted.
     Done,
+    /// As `Done`, and what the circuit has spent of its byte limit is to be written down.
+    Due,
     /// It was dropped, and it is the first that the circuit's byte limit does not allow.
     LimitReached,
 }
@@ -137,11 +140,11 @@ struct Early {
 
 impl Circuit {
     /// Opens a circuit with its limits.
-    pub(super) fn new(id: CircuitId, max_bytes: Option<u64>, max_bytes_per_sec: Option<u64>) -> Self {
+    pub(super) fn new(spec: &CircuitSpec) -> Self {
         Self {
-            id,
+            id: spec.circuit,
             ways: Default::default(),
-            budget: Budget::new(max_bytes, max_bytes_per_sec),
+            budget: Budget::new(spec.max_bytes, spec.spent_bytes, spec.max_bytes_per_sec),
             paths: Mutex::default(),
         }
     }
@@ -159,8 +162,9 @@ impl Circuit {
         let Some(_pass) = way.gate.enter() else {
             return Verdict::Done;
         };
-        match self.budget.spend(train.bytes.len(), train.len()) {
-            Spend::Allowed => {}
+        let verdict = match self.budget.spend(train.bytes.len(), train.len()) {
+            Spend::Allowed => Verdict::Done,
+            Spend::Due => Verdict::Due,
             Spend::TooFast => {
                 way.count(train, Sent::default());
                 return Verdict::Done;
@@ -173,12 +177,12 @@ impl Circuit {
                     Verdict::Done
                 };
             }
-        }
+        };
         match way.to.load().as_deref() {
             Some(place) => way.count(train, place.send(train, socket)),
             None => way.keep(train, socket),
         }
-        Verdict::Done
+        verdict
     }
 
     /// Says where a leg is from now on; `None` when nobody knows.
@@ -250,6 +254,11 @@ impl Circuit {
             way.dropped.load(Ordering::Relaxed),
         );
         sent.wrapping_add(dropped)
+    }
+
+    /// Returns how much of its byte limit is spent, if it has one.
+    pub(super) fn spent(&self) -> Option<u64> {
+        self.budget.spent()
     }
 
     /// Returns what was forwarded so far.

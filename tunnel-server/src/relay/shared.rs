@@ -188,8 +188,7 @@ impl Shared {
                 OpenError::Full => Code::Limit,
                 OpenError::Exists => Code::Internal,
             })?;
-        let circuit = Circuit::new(spec.circuit, spec.max_bytes, spec.max_bytes_per_sec);
-        state.open.insert(spec.circuit, Arc::new(circuit));
+        state.open.insert(spec.circuit, Arc::new(Circuit::new(spec)));
         drop(state);
         self.work.notify_one();
         Ok(())
@@ -248,6 +247,12 @@ impl Shared {
             destination_carrier,
             ..circuit.traffic()
         })
+    }
+
+    /// Returns how much of its byte limit a circuit has spent, if it has one.
+    pub(super) fn spent(&self, circuit: CircuitId) -> Option<u64> {
+        let circuit = Arc::clone(self.state().open.get(&circuit)?);
+        circuit.spent()
     }
 
     /// Returns what was forwarded for a circuit so far.
@@ -336,10 +341,11 @@ impl Shared {
 
     /// Forwards a train and reports the end of a byte limit.
     pub(super) fn forward(&self, route: &Route, train: Train<'_>, socket: &Socket) {
-        if route.forward(train, socket) == Verdict::LimitReached {
-            self.tell(RelayEvent::ByteLimit {
-                circuit: route.circuit.id(),
-            });
+        let circuit = route.circuit.id();
+        match route.forward(train, socket) {
+            Verdict::Done => {}
+            Verdict::Due => self.tell(RelayEvent::BytesSpent { circuit }),
+            Verdict::LimitReached => self.tell(RelayEvent::ByteLimit { circuit }),
         }
     }
 

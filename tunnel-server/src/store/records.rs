@@ -408,6 +408,8 @@ pub struct TunnelRecord {
     pub ended: Option<Ended>,
     /// How often the keys of its legs were rotated: source, destination.
     pub rotations: [u32; 2],
+    /// How much of its byte limit counts as spent, if that was kept.
+    pub spent_bytes: Option<u64>,
     /// SHA-256 of the signed grant; tunnels of older releases have none.
     pub grant: Option<[u8; 32]>,
 }

@@ -99,6 +99,50 @@ impl Store {
         .await
     }
 
+    /// Keeps how much of its byte limit a live tunnel has spent, at least.
+    ///
+    /// # Errors
+    /// Returns an error if it is not on the disk.
+    pub async fn tunnel_spends(&self, tunnel: TunnelId, bytes: u64) -> Result<(), StoreError> {
+        self.write(move |w| {
+            Box::pin(async move {
+                sqlx::query(
+                    "UPDATE tunnels SET spent_bytes = max(coalesce(spent_bytes, 0), ?)
+                     WHERE id = ? AND state <> 'ended'",
+                )
+                .bind(signed(bytes))
+                .bind(&tunnel.as_bytes()[..])
+                .execute(&mut w.connection)
+                .await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Keeps how much of their byte limits live tunnels have spent, exactly.
+    ///
+    /// # Errors
+    /// Returns an error if it is not on the disk.
+    pub async fn tunnels_have_spent(&self, spent: Vec<(TunnelId, u64)>) -> Result<(), StoreError> {
+        if spent.is_empty() {
+            return Ok(());
+        }
+        self.write(move |w| {
+            Box::pin(async move {
+                for (tunnel, bytes) in spent {
+                    sqlx::query("UPDATE tunnels SET spent_bytes = ? WHERE id = ? AND state <> 'ended'")
+                        .bind(signed(bytes))
+                        .bind(&tunnel.as_bytes()[..])
+                        .execute(&mut w.connection)
+                        .await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
     /// Ends a tunnel, and says whether it was alive. Its tokens are worth nothing from here on.
     ///
     /// # Errors
@@ -518,6 +562,9 @@ fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
             Some(_) => Some(bytes(row, "grant_hash")?),
             None => None,
         },
+        spent_bytes: row
+            .try_get::<Option<i64>, _>("spent_bytes")?
+            .map(i64::cast_unsigned),
     })
 }
 

@@ -11,7 +11,7 @@ use super::limits::from_api;
 use super::reconsider::Touched;
 use super::table::{Facts, Phase};
 use crate::control::Control;
-use crate::relay::CircuitSpec;
+use crate::relay::{CircuitSpec, byte_step};
 use crate::store::{TunnelRecord, TunnelState};
 
 /// Who ends what did not outlive the restart.
@@ -84,6 +84,12 @@ impl Control {
         let mut spec = CircuitSpec::new(circuit);
         spec.recovered = true;
         spec.max_bytes = facts.limits.bytes;
+        // Where nothing was kept yet, the first step was not used up.
+        spec.spent_bytes = match (record.spent_bytes, facts.limits.bytes) {
+            (Some(spent), _) => spent,
+            (None, Some(max)) => byte_step(max),
+            (None, None) => 0,
+        };
         spec.max_bytes_per_sec = facts.limits.rate;
         let mut table = self.tunnels.table();
         table.insert_rotated(facts, phase, rotations, now)?;

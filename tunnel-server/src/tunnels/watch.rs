@@ -100,6 +100,13 @@ pub(crate) async fn relay_events(control: Arc<Control>, mut events: mpsc::Receiv
                 role,
                 rotations,
             } => control.leg_rotated(circuit, role, rotations),
+            RelayEvent::BytesSpent { circuit } => {
+                let tunnel = control.tunnels.table().of_circuit(circuit);
+                if let Some(tunnel) = tunnel {
+                    let owner = control.clone();
+                    control.spawn(async move { owner.keep_spent(&tunnel).await });
+                }
+            }
             RelayEvent::ByteLimit { circuit } => end(&control, circuit, Code::ByteLimit),
             RelayEvent::NeverBound { circuit } => end(&control, circuit, Code::TunnelLost),
         }

@@ -150,7 +150,11 @@ async fn the_byte_limit_ends_forwarding_and_is_told_once() {
     for _ in 0..2 {
         assert!(matches!(bed.event().await, RelayEvent::Bound { .. }));
     }
+    for _ in 0..3 {
+        assert_eq!(bed.event().await, RelayEvent::BytesSpent { circuit: id(1) });
+    }
     assert_eq!(bed.event().await, RelayEvent::ByteLimit { circuit: id(1) });
+    assert_eq!(bed.relay.spent(id(1)), Some(3000));
     until("the rest to be dropped", || {
         bed.relay.traffic(id(1)).unwrap().dropped == 2
     })

@@ -374,6 +374,35 @@ async fn lists_are_newest_first_and_bounded() {
     );
 }
 
+#[tokio::test]
+async fn what_tunnels_have_spent_is_kept_as_long_as_they_live() {
+    let fixture = Fixture::with_policy().await;
+    for number in 1..=3 {
+        let opened = fixture.open_tunnel(tunnel(number), Basis::default(), NOW).await;
+        opened.unwrap().unwrap();
+    }
+    let id = |number| tunnel(number).id;
+    // Two that overtake each other leave the larger one.
+    fixture.tunnel_spends(id(1), 300).await.unwrap();
+    fixture.tunnel_spends(id(1), 200).await.unwrap();
+    fixture.tunnel_spends(id(2), u64::MAX).await.unwrap();
+    let fixture = fixture.reopen().await;
+    let spent = async |fixture: &Fixture| -> Vec<Option<u64>> {
+        let mut live = fixture.live_tunnels().await.unwrap();
+        live.sort_by_key(|record| record.decided.id);
+        live.iter().map(|record| record.spent_bytes).collect()
+    };
+    assert_eq!(spent(&fixture).await, [Some(300), Some(i64::MAX as u64), None]);
+    fixture
+        .end_tunnel(id(2), Code::TunnelIdle, "x", None, NOW)
+        .await
+        .unwrap();
+    // What is known exactly replaces what was kept in advance.
+    let exact = vec![(id(1), 250), (id(2), 1), (id(3), 0)];
+    fixture.tunnels_have_spent(exact).await.unwrap();
+    assert_eq!(spent(&fixture).await, [Some(250), Some(0)]);
+}
+
 /// THREATS I9: a denial is recorded like a permission.
 #[tokio::test]
 async fn denials_and_sessions_are_recorded() {
