@@ -201,6 +201,8 @@ struct RawContext {
     approvers: Option<Vec<OperatorName>>,
     #[serde(default)]
     break_glass: bool,
+    /// What the authoriser says; it is asked if this is there.
+    authoriser: Option<BTreeMap<FactName, FactValue>>,
 }
 
 /// What the device says of itself, as it is written.
@@ -275,6 +277,7 @@ impl RawCase {
                 reason: context.reason,
                 approval,
                 break_glass: context.break_glass,
+                authoriser: context.authoriser,
             },
         };
         let mut policies = self.policies;

@@ -219,9 +219,31 @@ impl Engine {
         })
     }
 
-    /// Decides about one service of a tunnel. Who breaks the glass needs the right to connect as if all had agreed, and
-    /// the right to do that.
+    /// Decides about one service of a tunnel.
+    ///
+    /// # Security
+    /// What an authoriser said narrows: the service has to be permitted without its facts and with them, and the narrower
+    /// limits count.
     fn connect(&self, question: &Question, service: &ServiceName) -> Decision {
+        if question.terms.authoriser.is_none() {
+            return self.connect_with(question, service);
+        }
+        let mut bare = question.clone();
+        bare.terms.authoriser = None;
+        let without = self.connect_with(&bare, service);
+        if !without.is_allowed() {
+            return without;
+        }
+        let with = self.connect_with(question, service);
+        Decision {
+            limits: with.limits.narrowest(without.limits),
+            ..with
+        }
+    }
+
+    /// Decides about one service with all that is said. Who breaks the glass needs the right to connect as if all had agreed, and
+    /// the right to do that.
+    fn connect_with(&self, question: &Question, service: &ServiceName) -> Decision {
         let Question { device, terms, .. } = question;
         let connect = self.ask(
             question,

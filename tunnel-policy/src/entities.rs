@@ -1,6 +1,6 @@
 //! Requests in Cedar's terms.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::str::FromStr as _;
 use std::sync::LazyLock;
 
@@ -27,6 +27,11 @@ pub(crate) fn build(
     let clock = request.circumstances.clock();
     let (mut entities, resource) = resource(&request.action, groups, clock)?;
     entities.push(operator_entity(request.operator)?);
+    if let Action::Connect { terms, .. } | Action::BreakGlass { terms, .. } = &request.action
+        && let Some(facts) = &terms.authoriser
+    {
+        entities.push(authoriser_entity(facts)?);
+    }
     if let Action::Approve { requester, .. } = &request.action {
         entities.push(operator_entity(requester)?);
     }
@@ -169,15 +174,37 @@ fn fact_tag(
     at: UnixTime,
     clock: Option<UnixTime>,
 ) -> Result<(String, RestrictedExpression), String> {
-    // One spelling of each number: `007` and `+7` are texts.
-    let number = value.as_str().parse::<i64>().ok();
-    let number = number.filter(|number| number.to_string() == value.as_str());
     let fields = [
         Some(("value", text(value.as_str()))),
         age(at, clock),
-        number.map(|number| ("number", RestrictedExpression::new_long(number))),
+        number(value),
     ];
     Ok((name.to_string(), record(fields.into_iter().flatten())?))
+}
+
+/// Returns what the authoriser said. It is of this one request, so there is one of it and it has no age.
+fn authoriser_entity(facts: &BTreeMap<FactName, FactValue>) -> Result<Entity, String> {
+    let tag = |(name, value): (&FactName, &FactValue)| {
+        let fields = [Some(("value", text(value.as_str()))), number(value)];
+        Ok((name.to_string(), record(fields.into_iter().flatten())?))
+    };
+    tagged(
+        said(),
+        Vec::new(),
+        facts.iter().map(tag).collect::<Result<_, String>>()?,
+    )
+}
+
+fn said() -> EntityUid {
+    uid(&KINDS.said, "authoriser")
+}
+
+/// Returns a value as the number that it is, if it is one.
+fn number(value: &FactValue) -> Option<(&'static str, RestrictedExpression)> {
+    // One spelling of each number: `007` and `+7` are texts.
+    let number = value.as_str().parse::<i64>().ok();
+    let number = number.filter(|number| number.to_string() == value.as_str());
+    number.map(|number| ("number", RestrictedExpression::new_long(number)))
 }
 
 /// Returns how old a statement is. Without a clock that can be relied on nobody knows: any number would pass some rule.
@@ -213,6 +240,7 @@ fn context(request: &Request<'_>) -> Result<Vec<(String, RestrictedExpression)>,
                 reason,
                 approval,
                 break_glass,
+                authoriser,
             } = terms;
             pairs.push(("ttl_secs", seconds(ttl.as_secs())));
             pairs.push(("services", service_set(services)));
@@ -220,6 +248,9 @@ fn context(request: &Request<'_>) -> Result<Vec<(String, RestrictedExpression)>,
             pairs.extend(reason.as_deref().map(|reason| ("reason", text(reason))));
             if let Some(approval) = approval {
                 pairs.push(("approval", approval_record(approval)?));
+            }
+            if authoriser.is_some() {
+                pairs.push(("authoriser", RestrictedExpression::new_entity_uid(said())));
             }
         }
         Action::Approve { terms, requester, .. } => {
@@ -304,6 +335,7 @@ struct Kinds {
     reported_group: EntityTypeName,
     asserted: EntityTypeName,
     reported: EntityTypeName,
+    said: EntityTypeName,
     service: EntityTypeName,
     fleet: EntityTypeName,
     action: EntityTypeName,
@@ -319,6 +351,7 @@ static KINDS: LazyLock<Kinds> = LazyLock::new(|| {
         reported_group: kind("ReportedGroup"),
         asserted: kind("Asserted"),
         reported: kind("Reported"),
+        said: kind("Said"),
         service: kind("Service"),
         fleet: kind("Fleet"),
         action: kind("Action"),

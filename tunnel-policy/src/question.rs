@@ -74,6 +74,9 @@ pub struct Terms {
     /// Whether it is asked for without the approvals that policy asks for.
     #[serde(default, skip_serializing_if = "is_no")]
     pub break_glass: bool,
+    /// What the fleet's own authoriser said of the request, if it was asked. It can take a permission away and give none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authoriser: Option<BTreeMap<FactName, FactValue>>,
 }
 
 impl Terms {

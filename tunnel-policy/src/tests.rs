@@ -1,5 +1,6 @@
 //! Decisions, errors and checks. The random comparison with a plain evaluator is in [`reference`].
 
+mod authoriser;
 mod docs;
 mod facts;
 mod limits;
@@ -91,6 +92,7 @@ pub(crate) fn question(
             reason: reason.map(str::to_owned),
             approval: None,
             break_glass: false,
+            authoriser: None,
         },
     }
 }

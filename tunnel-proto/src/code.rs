@@ -193,6 +193,11 @@ codes! {
     LockScope = 92, "E_LOCK_SCOPE", "the permit is for another operator, login, device or service", "make a request for this with `tunnel lock request`", Denied;
     /// The permit's window is over, or has not begun.
     LockTime = 93, "E_LOCK_TIME", "the permit does not hold at this time", "`tunnel lock show` tells when it holds; else make a new request", Denied;
+
+    /// The fleet's own authoriser forbids the tunnel.
+    AuthoriserDeny = 100, "E_AUTHORISER_DENY", "the fleet's own authoriser forbids this", "ask the fleet's owner; the audit trail has the authoriser's words", Denied;
+    /// The fleet's own authoriser gave no answer that can be used.
+    Authoriser = 101, "E_AUTHORISER", "the fleet's own authoriser gave no answer in time, or none that can be used", "try again; tell the fleet's owner if it stays", Unreachable;
     /// Who decides about an approval has said no.
     ApprovalDenied = 110, "E_APPROVAL_DENIED", "the approval was denied", "ask who denied it, as `tunnel approvals --all` tells", Denied;
     /// An approval was taken back, and with it what rests on it.

@@ -289,6 +289,9 @@ pub enum Event {
         /// All that the decision was made from; absent in older records, which cannot be replayed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         question: Option<Box<Question>>,
+        /// That the authoriser was asked; its facts stand in the question.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authoriser: Option<Consulted>,
     },
     /// A tunnel was denied, by policy, by the device, or for want of it.
     #[serde(rename = "tunnel.denied")]
@@ -307,6 +310,9 @@ pub enum Event {
         /// As in `tunnel.opened`; absent too where the device is not known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         question: Option<Box<Question>>,
+        /// As in `tunnel.opened`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authoriser: Option<Consulted>,
     },
     /// A token was redeemed: one leg is admitted.
     #[serde(rename = "tunnel.attached")]
@@ -449,6 +455,17 @@ pub struct SessionOf {
     /// What the tunnel rested on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opening: Option<Box<Opening>>,
+}
+
+/// One request to the fleet's own authoriser.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Consulted {
+    /// The id of the request, as the authoriser has it.
+    pub request: String,
+    /// How long the answer took.
+    pub millis: u64,
+    /// What it said, or why that could not be used.
+    pub answer: String,
 }
 
 /// What an enrolment makes, and what a group holds.

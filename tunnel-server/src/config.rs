@@ -11,6 +11,10 @@ use tunnel_net::addr::ServerAddr;
 use tunnel_net::files::{FileError, read_private_text};
 use tunnel_proto::{NodeName, TrustDomain};
 
+pub use self::hooks::Authoriser;
+
+mod hooks;
+
 /// A server's data directory: one place for all that it must not lose. Only its owner may look into it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DataDir(PathBuf);
@@ -79,6 +83,8 @@ pub struct Config {
     pub audit_keep_days: Option<u32>,
     /// Whether live tunnels end when records could not be written for a minute. Nothing new opens then in any case.
     pub audit_strict: bool,
+    /// Who is asked before a tunnel opens; nobody if absent.
+    pub authoriser: Option<Authoriser>,
 }
 
 /// How many agents come back in a second, unless the configuration says otherwise.
@@ -148,7 +154,11 @@ impl Config {
         let returns_per_sec = reader.number("returns_per_sec", 1..=100_000);
         let audit_keep_days = reader.number("audit_keep_days", 1..=36_500);
         let audit_strict = reader.flag("audit_strict");
-        let wrongs = reader.finish();
+        let authoriser = reader.authoriser();
+        let wrongs = reader.finish(
+            "`node`, `trust_domain`, `address`, `listen`, `metrics`, `returns_per_sec`, `audit_keep_days`, `audit_strict` \
+             and `[authoriser]` are known",
+        );
         match (node, trust_domain, address) {
             (Some(node), Some(trust_domain), Some(address)) if wrongs.is_empty() => {
                 let listen = listen.unwrap_or_else(|| all_addresses(address.tcp_port));
@@ -161,13 +171,14 @@ impl Config {
                     returns_per_sec: returns_per_sec.unwrap_or(RETURNS_PER_SEC),
                     audit_keep_days,
                     audit_strict: audit_strict.unwrap_or(false),
+                    authoriser,
                 })
             }
             _ => Err(wrongs),
         }
     }
 
-    /// Writes the configuration as a file with comments.
+    /// Writes the configuration as a file with comments, as a new server has it.
     pub fn to_toml(&self) -> String {
         let metrics = match self.metrics {
             Some(address) => format!("metrics = \"{address}\""),
@@ -223,6 +234,8 @@ pub fn all_addresses(port: u16) -> SocketAddr {
 /// Takes the keys out of a text one by one, and collects what is wrong.
 struct Reader<'t> {
     text: &'t str,
+    /// Where the section begins; none for the whole text.
+    line: Option<usize>,
     table: DeTable<'t>,
     wrongs: Vec<Wrong>,
 }
@@ -232,6 +245,7 @@ impl<'t> Reader<'t> {
         match DeTable::parse(text) {
             Ok(table) => Ok(Self {
                 text,
+                line: None,
                 table: table.into_inner(),
                 wrongs: Vec::new(),
             }),
@@ -248,7 +262,7 @@ impl<'t> Reader<'t> {
     fn required<T: FromStr<Err: fmt::Display>>(&mut self, key: &str) -> Option<T> {
         if self.table.get(key).is_none() {
             self.wrongs.push(Wrong {
-                line: None,
+                line: self.line,
                 message: format!("`{key}` is missing"),
             });
         }
@@ -298,12 +312,15 @@ impl<'t> Reader<'t> {
         self.wrongs.push(Wrong { line: None, message });
     }
 
+    fn wrong_at(&mut self, line: usize, message: String) {
+        let line = Some(line);
+        self.wrongs.push(Wrong { line, message });
+    }
+
     /// What is left is not known. It is refused: a misspelt key would else be passed over in silence.
-    fn finish(mut self) -> Vec<Wrong> {
+    fn finish(mut self, known: &str) -> Vec<Wrong> {
         for (key, _) in &self.table {
             let line = Some(line_of(self.text, key.span().start));
-            let known = "`node`, `trust_domain`, `address`, `listen`, `metrics`, `returns_per_sec`, `audit_keep_days` and \
-                 `audit_strict` are known";
             self.wrongs.push(Wrong {
                 line,
                 message: format!("`{}` is not known; {known}", key.get_ref()),
@@ -336,6 +353,7 @@ mod tests {
             returns_per_sec: RETURNS_PER_SEC,
             audit_keep_days: None,
             audit_strict: false,
+            authoriser: None,
         }
     }
 

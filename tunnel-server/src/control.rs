@@ -17,6 +17,7 @@ use tunnel_proto::names::GroupName;
 use tunnel_proto::{Code, DeviceId, Identity, NodeName, OperatorName, UnixTime};
 
 use self::approvals::Decisions;
+use self::authoriser::Authoriser;
 use self::decide::InForce;
 use self::evidence::Evidence;
 use self::quotas::Quotas;
@@ -34,6 +35,7 @@ use crate::store::{Store, StoreError};
 use crate::tunnels::Tunnels;
 
 pub(crate) mod approvals;
+pub(crate) mod authoriser;
 pub(crate) mod decide;
 pub(crate) mod evidence;
 mod gathered;
@@ -74,6 +76,8 @@ pub(crate) struct Control {
     pub(crate) decisions: Decisions,
     pub(crate) tunnels: Tunnels,
     pub(crate) links: Links,
+    /// Who is asked before a tunnel opens that policy permits.
+    pub(crate) authoriser: Option<Authoriser>,
     pub(crate) quotas: Quotas,
     pub(crate) evidence: Evidence,
     /// How long audit records are kept; for ever if absent.

@@ -233,6 +233,7 @@ mod tests {
             returns_per_sec: crate::config::RETURNS_PER_SEC,
             audit_keep_days: None,
             audit_strict: false,
+            authoriser: None,
         }
     }
 

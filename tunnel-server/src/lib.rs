@@ -16,6 +16,7 @@ pub mod init;
 pub mod relay;
 pub mod run;
 pub mod store;
+pub mod webhook;
 
 mod control;
 mod enrol;

@@ -22,6 +22,7 @@ use crate::audit::Event;
 use crate::ca::{Keys, KeysError};
 use crate::config::{Config, DataDir};
 use crate::control::approvals::Decisions;
+use crate::control::authoriser::Authoriser;
 use crate::control::decide::InForce;
 use crate::control::evidence::{self, Evidence};
 use crate::control::quotas::Quotas;
@@ -36,6 +37,7 @@ use crate::links::returns::Arrivals;
 use crate::relay::{Relay, RelayConfig, RelayEvent};
 use crate::store::{Store, StoreError};
 use crate::tunnels::Tunnels;
+use crate::webhook::TargetError;
 use crate::{api, links, metrics, tunnels};
 use tunnel_policy::Engine;
 
@@ -69,6 +71,9 @@ pub enum RunError {
     /// The store is not usable.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A service of the fleet's owner cannot be asked or told.
+    #[error(transparent)]
+    Webhook(#[from] TargetError),
     /// The address is not to be had.
     #[error("could not listen on {address} over {protocol}")]
     Listen {
@@ -134,6 +139,10 @@ impl Server {
     /// Returns what stands in the way.
     pub async fn start(data: &DataDir, config: Config) -> Result<Self, RunError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let asked = config.authoriser.as_ref();
+        let authoriser = asked
+            .map(|asked| Authoriser::new(asked, data.path()))
+            .transpose()?;
         let keys = Keys::load(data, &config)?;
         let store = Store::open(&data.store(), &config.trust_domain).await?;
         let revoked = Arc::new(Revoked::default());
@@ -174,6 +183,7 @@ impl Server {
             decisions: Decisions::default(),
             tunnels: Tunnels::default(),
             links: Links::default(),
+            authoriser,
             quotas: Quotas::new(Instant::now()),
             evidence: Evidence::new(config.audit_strict),
             audit_kept: config.audit_keep_days.map(|days| DAY * days),

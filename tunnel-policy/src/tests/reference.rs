@@ -340,6 +340,7 @@ impl Asked {
                 until: NOW,
             }),
             break_glass: false,
+            authoriser: None,
         }
     }
 

@@ -55,7 +55,9 @@ pub(crate) fn status(code: Code) -> StatusCode {
         | Code::ApprovalExpired => StatusCode::GONE,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::Limit => StatusCode::TOO_MANY_REQUESTS,
-        Code::Busy | Code::Unavailable | Code::AuditUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::Busy | Code::Unavailable | Code::AuditUnavailable | Code::Authoriser => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Code::DeviceOffline | Code::DeviceSilent | Code::RelayUnreachable | Code::TunnelLost => {
             StatusCode::BAD_GATEWAY
         }

@@ -73,6 +73,7 @@ impl Init {
             returns_per_sec: RETURNS_PER_SEC,
             audit_keep_days: None,
             audit_strict: false,
+            authoriser: None,
         })
     }
 

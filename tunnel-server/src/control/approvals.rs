@@ -457,6 +457,7 @@ fn terms(asked: &Asked) -> Terms {
         reason: Some(asked.reason.clone()),
         approval: None,
         break_glass: false,
+        authoriser: None,
     }
 }
 

@@ -119,6 +119,7 @@ fn terms(request: &AskWhy) -> Result<Terms, Refusal> {
         reason,
         approval: None,
         break_glass: false,
+        authoriser: None,
     })
 }
 

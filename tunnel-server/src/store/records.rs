@@ -12,7 +12,7 @@ use tunnel_proto::{
     CircuitId, Code, DeviceId, Identity, OperatorName, Refusal, ServiceName, TunnelId, UnixTime,
 };
 
-use crate::audit::{MemberKind, SessionOf};
+use crate::audit::{Consulted, MemberKind, SessionOf};
 
 /// A one-time code that somebody made. Its secret is not here: the store keeps the hash.
 #[derive(Clone, Debug)]
@@ -284,6 +284,8 @@ pub struct NewTunnel {
     pub approval: Option<Approval>,
     /// Whether it is opened without the approvals that policy asks for.
     pub break_glass: bool,
+    /// What the fleet's own authoriser said, if it was asked.
+    pub authoriser: Option<BTreeMap<FactName, FactValue>>,
     /// What it may use.
     pub limits: Limits,
 }
@@ -299,6 +301,8 @@ pub struct Basis {
     pub device_changes: u64,
     /// SHA-256 of the grant that it leads to.
     pub grant: Option<[u8; 32]>,
+    /// That the fleet's own authoriser was asked.
+    pub authoriser: Option<Consulted>,
 }
 
 /// Why a tunnel that policy permitted was not written.
@@ -339,6 +343,8 @@ pub struct Denied {
     pub source: String,
     /// What it was decided from, unless the device is not known.
     pub question: Option<Box<Question>>,
+    /// That the fleet's own authoriser was asked.
+    pub authoriser: Option<Consulted>,
 }
 
 /// What came of redeeming a token.

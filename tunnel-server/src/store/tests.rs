@@ -206,6 +206,7 @@ fn tunnel(number: u8) -> NewTunnel {
         certified_at: NOW,
         approval: None,
         break_glass: false,
+        authoriser: None,
         limits: Limits::default(),
     }
 }

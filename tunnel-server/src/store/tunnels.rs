@@ -53,6 +53,7 @@ impl Store {
             source: denied.source,
             device_known: (denied.code == Code::NotFound).then_some(denied.question.is_some()),
             question: denied.question,
+            authoriser: denied.authoriser,
         })
         .await
     }
@@ -384,8 +385,8 @@ async fn open(
     sqlx::query(
         "INSERT INTO tunnels (id, circuit, operator, holder_key, device, device_key, services, reason, source,
              policy_revision, policies, state, opened_at, expires_at, certified_at, approval, limits,
-             break_glass, grant_hash)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?, ?, ?, ?, ?, ?)",
+             break_glass, grant_hash, authoriser)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&tunnel.id.as_bytes()[..])
     .bind(&tunnel.circuit.as_bytes()[..])
@@ -405,6 +406,7 @@ async fn open(
     .bind(to_json(&tunnel.limits)?)
     .bind(tunnel.break_glass)
     .bind(basis.grant.as_ref().map(|grant| &grant[..]))
+    .bind(tunnel.authoriser.as_ref().map(to_json).transpose()?)
     .execute(&mut w.connection)
     .await?;
     if tunnel.break_glass {
@@ -435,6 +437,7 @@ async fn open(
         approvers: approvers(tunnel.approval.as_ref()),
         approval: approval_id(tunnel.approval.as_ref()),
         question: basis.question,
+        authoriser: basis.authoriser,
     })
     .await?;
     Ok(Ok(()))
@@ -549,6 +552,10 @@ fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
                 None => None,
             },
             break_glass: row.try_get("break_glass")?,
+            authoriser: match row.try_get::<Option<String>, _>("authoriser")? {
+                Some(_) => Some(json(row, "authoriser")?),
+                None => None,
+            },
             limits: json(row, "limits")?,
         },
         state: TunnelState::from_text(&state).ok_or(StoreError::Damaged("state"))?,

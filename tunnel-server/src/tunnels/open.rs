@@ -9,6 +9,7 @@ use tunnel_proto::api::{OpenTunnel, OpenedTunnel};
 use tunnel_proto::bind::Role;
 use tunnel_proto::defaults::{BREAK_GLASS_LIFETIME, TOKEN_LIFETIME, TUNNEL_LIFETIME, TUNNEL_LIFETIME_MAX};
 use tunnel_proto::grant::{Grant, MAX_SERVICES};
+use tunnel_proto::ids::hex;
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::message::Offer;
 use tunnel_proto::token::AccessToken;
@@ -19,7 +20,8 @@ use tunnel_proto::{
 use super::limits::{to_api, to_grant};
 use super::table::{Facts, Live, Phase};
 use crate::api::caller::Caller;
-use crate::audit::{Event, MAX_TEXT, bounded};
+use crate::audit::{Consulted, Event, MAX_TEXT, bounded};
+use crate::control::authoriser::{Forbidden, Said};
 use crate::control::decide::{Asker, InForce};
 use crate::control::{Control, from_base64, to_base64};
 use crate::links::Link;
@@ -42,6 +44,8 @@ struct Wish {
     approval: Option<Approval>,
     /// Whether it is asked for without that.
     break_glass: bool,
+    /// What the authoriser said.
+    said: Option<Said>,
 }
 
 /// Why an attempt came to nothing.
@@ -76,6 +80,10 @@ struct Denial {
     question: Option<Box<Question>>,
     /// What policy lets the tunnel have, where it is permitted and there is no room for it.
     crowded: Option<Box<Limits>>,
+    /// Whether policy permits it and the authoriser has not been asked.
+    unasked: bool,
+    /// What the authoriser was asked, where that is why.
+    consulted: Option<Box<Consulted>>,
 }
 
 impl Denial {
@@ -87,6 +95,8 @@ impl Denial {
             errors: Vec::new(),
             question: None,
             crowded: None,
+            unasked: false,
+            consulted: None,
         }
     }
 
@@ -172,6 +182,7 @@ impl Wish {
             permit: permit.flatten(),
             approval: None,
             break_glass: request.break_glass,
+            said: None,
         })
     }
 
@@ -192,6 +203,7 @@ impl Wish {
             reason: self.reason.clone(),
             approval: self.approval.clone(),
             break_glass: self.break_glass,
+            authoriser: self.said.as_ref().map(|said| said.facts.clone()),
         }
     }
 }
@@ -235,15 +247,17 @@ impl Control {
         let operator_changes = operator.as_ref().map_or(0, |operator| operator.changes);
         let groups = operator.map(|operator| operator.groups).unwrap_or_default();
         let asker = Asker::new(caller, groups, self.moment());
-        let mut decided = self.decide(caller, wish, &asker, device.as_ref());
+        let mut wish = wish.clone();
+        let mut decided = self
+            .decide_asking(caller, &mut wish, &asker, device.as_ref())
+            .await;
         // What is permitted without an approval does not rest on one.
-        let approved;
-        let mut wish = wish;
         if matches!(&decided, Err(denial) if denial.could_be_approved()) {
-            approved = self.approved(wish, &caller.name).await?;
-            for wish_with in &approved {
+            for wish_with in self.approved(&wish, &caller.name).await? {
                 wish = wish_with;
-                decided = self.decide(caller, wish, &asker, device.as_ref());
+                decided = self
+                    .decide_asking(caller, &mut wish, &asker, device.as_ref())
+                    .await;
                 if !matches!(&decided, Err(denial) if denial.could_be_approved()) {
                     break;
                 }
@@ -256,7 +270,7 @@ impl Control {
         }) = &decided
             && self.make_room(&caller.name, &wish.device, limits.tunnels).await
         {
-            decided = self.decide(caller, wish, &asker, device.as_ref());
+            decided = self.decide(caller, &wish, &asker, device.as_ref());
         }
         match decided {
             Ok(mut permitted) => {
@@ -264,8 +278,46 @@ impl Control {
                 self.establish(caller, permitted, wish.permit.clone()).await
             }
             Err(denial) => {
-                self.note_denial(caller, wish, &denial).await?;
+                self.note_denial(caller, &wish, &denial).await?;
                 Err(denial.refusal.into())
+            }
+        }
+    }
+
+    /// Decides, and asks the authoriser where policy permits the tunnel and it has said nothing of it. With what it says
+    /// everything is decided anew.
+    async fn decide_asking(
+        &self,
+        caller: &Caller,
+        wish: &mut Wish,
+        asker: &Asker,
+        device: Option<&DeviceRecord>,
+    ) -> Result<Permitted, Denial> {
+        let decided = self.decide(caller, wish, asker, device);
+        let Some(authoriser) = &self.authoriser else {
+            return decided;
+        };
+        let denial = match decided {
+            Err(denial) if denial.unasked => denial,
+            decided => return decided,
+        };
+        let Some(question) = denial.question.as_deref() else {
+            return Err(denial);
+        };
+        let id = format!("ask_{}", hex(&self.random::<16>()));
+        match authoriser.ask(id, question, self.now()).await {
+            Ok(said) => {
+                wish.said = Some(said);
+                self.decide(caller, wish, asker, device)
+            }
+            Err(Forbidden { code, consulted }) => {
+                let knows = self.in_force().may_know_why(asker);
+                let detail = knows.then(|| consulted.answer.clone());
+                Err(Denial {
+                    refusal: Refusal { code, detail },
+                    consulted: Some(Box::new(consulted)),
+                    ..denial
+                })
             }
         }
     }
@@ -316,6 +368,12 @@ impl Control {
         let Some(link) = self.links.get(&wish.device) else {
             return Err(Denial::weighed(Code::DeviceOffline, weighed));
         };
+        if self.authoriser.is_some() && wish.said.is_none() {
+            return Err(Denial {
+                unasked: true,
+                ..Denial::weighed(Code::Authoriser, weighed)
+            });
+        }
         let facts = self.facts(caller, wish, link.peer.key, weighed.decision.limits);
         let inserted = self
             .tunnels
@@ -350,6 +408,7 @@ impl Control {
                 operator_changes: 0,
                 device_changes: device.map_or(0, |device| device.changes),
                 grant: None,
+                authoriser: wish.said.as_ref().map(|said| said.consulted.clone()),
             },
         })
     }
@@ -420,6 +479,7 @@ impl Control {
             reason: wish.reason.clone(),
             approval: wish.approval.clone(),
             break_glass: wish.break_glass,
+            authoriser: wish.said.as_ref().map(|said| said.facts.clone()),
             limits,
             source: caller.source.ip(),
             opened_at: now,
@@ -531,6 +591,7 @@ impl Control {
             certified_at: facts.certified_at,
             approval: facts.approval.clone(),
             break_glass: facts.break_glass,
+            authoriser: facts.authoriser.clone(),
             limits: to_api(&facts.limits),
         };
         let written = self.store.open_tunnel(tunnel, basis, facts.opened_at).await;
@@ -629,6 +690,8 @@ impl Control {
             };
             self.note(event).await;
         }
+        let said = wish.said.as_ref().map(|said| &said.consulted);
+        let consulted = denial.consulted.as_deref().or(said);
         let denied = Denied {
             operator: caller.name.clone(),
             device: wish.device.to_string(),
@@ -639,6 +702,7 @@ impl Control {
             policies: denial.policies.clone(),
             source: caller.source.ip().to_string(),
             question: denial.question.clone(),
+            authoriser: consulted.cloned(),
         };
         self.store
             .deny(denied)

@@ -135,6 +135,7 @@ impl Control {
                 approval
             }),
             break_glass: facts.break_glass,
+            authoriser: facts.authoriser.clone(),
         };
         known.moments.iter().any(|moment| {
             let asker = Asker::of_tunnel(facts, groups.clone(), *moment);

@@ -71,6 +71,7 @@ impl Control {
             reason: decided.reason,
             approval: decided.approval,
             break_glass: decided.break_glass,
+            authoriser: decided.authoriser,
             limits: from_api(&decided.limits),
             source: decided
                 .source

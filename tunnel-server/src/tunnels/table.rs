@@ -20,7 +20,7 @@ use tunnel_policy::{Approval, Limits};
 use tunnel_proto::bind::Role;
 use tunnel_proto::defaults::BIND_DEADLINE;
 use tunnel_proto::keys::KeyHash;
-use tunnel_proto::names::Subject;
+use tunnel_proto::names::{FactName, FactValue, Subject};
 use tunnel_proto::{CircuitId, Code, DeviceId, Identity, OperatorName, ServiceName, TunnelId, UnixTime};
 
 use super::attendance::Attendance;
@@ -51,6 +51,8 @@ pub(crate) struct Facts {
     pub(crate) approval: Option<Approval>,
     /// Whether it was opened without the approvals that policy asks for.
     pub(crate) break_glass: bool,
+    /// What the fleet's own authoriser said, if it was asked.
+    pub(crate) authoriser: Option<BTreeMap<FactName, FactValue>>,
     /// What policy lets it use.
     pub(crate) limits: Limits,
     /// Where the request came from.
@@ -431,6 +433,7 @@ mod tests {
             reason: None,
             approval: None,
             break_glass: false,
+            authoriser: None,
             limits: Limits::default(),
             source: IpAddr::from([127, 0, 0, 1]),
             opened_at: UnixTime::from_secs(1),

@@ -40,6 +40,7 @@ pub(crate) async fn server_that(directory: &tempfile::TempDir, audit_strict: boo
         returns_per_sec: crate::config::RETURNS_PER_SEC,
         audit_keep_days: None,
         audit_strict,
+        authoriser: None,
     };
     let data = DataDir::new(directory.path().join("data"));
     init::init(&data, &config, &"root".parse().unwrap(), SystemClock.now())
@@ -63,6 +64,7 @@ fn facts(control: &Control, number: usize, operator: &str, device: &str) -> Fact
         reason: None,
         approval: None,
         break_glass: false,
+        authoriser: None,
         limits: tunnel_policy::Limits::default(),
         source: Ipv4Addr::LOCALHOST.into(),
         opened_at: control.now(),

@@ -63,6 +63,7 @@ impl World {
             returns_per_sec: 200,
             audit_keep_days: None,
             audit_strict: false,
+            authoriser: None,
         };
         change(&mut config);
         let data = data(&directory);

@@ -417,6 +417,7 @@ async fn denials_and_sessions_are_recorded() {
         policies: Vec::new(),
         source: "192.0.2.1".into(),
         question: None,
+        authoriser: None,
     };
     fixture.deny(denied).await.unwrap();
     let session = SessionRecord {
