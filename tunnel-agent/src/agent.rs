@@ -443,10 +443,12 @@ impl Agent {
         self.silence
             .handle_setting(Instant::now(), self.options.config.max_server_silence);
         self.ask_every.send_replace(self.silence.ask_every());
+        // Read before: what is borrowed here would keep its own replacement out for ever.
+        let recording = self.settings.borrow().recording;
         self.settings.send_replace(Arc::new(Settings {
             policy: policy.clone(),
             access,
-            recording: self.settings.borrow().recording,
+            recording,
         }));
         if access {
             self.end_tunnels(Code::LocalPolicy, |live| policy.admits_all(&live.right).is_err());
