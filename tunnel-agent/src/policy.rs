@@ -265,6 +265,8 @@ mod tests {
             grant: grant(),
         };
         assert_eq!(policy.admits_all(&right), Ok(()));
+        let until = right.permit.as_ref().unwrap().window().until;
+        assert_eq!(right.expires_at(), until, "the grant lasts longer");
         policy.lock = Some(Lock::new(1, vec![lock_key(9).verifying_key()]).unwrap());
         assert_eq!(policy.admits_all(&right), Err(Code::LockPermit));
         assert_eq!(policy.session(&right, "ssh").unwrap_err(), Code::LockPermit);

@@ -77,11 +77,7 @@ impl Context {
             (by, _) => by,
         };
         SessionEnd {
-            started_at: self
-                .right
-                .grant
-                .expires_at
-                .before(self.life().left(record.started)),
+            started_at: self.right.expires_at().before(self.life().left(record.started)),
             by,
             cause: ended.filter(|_| by == EndedBy::Tunnel),
         }

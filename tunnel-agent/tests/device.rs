@@ -236,14 +236,40 @@ async fn a_permit_opens_a_locked_service_and_its_end_is_the_tunnels() {
     let (refused, _send, _recv) = tunnel.session("plc").await;
     assert_eq!(refused, None);
     accept(&listener).await;
-    let reason = link.tunnel_ended(&grant).await;
-    assert_eq!(reason, Code::TunnelExpired, "the grant has an hour");
+    let (mut started, mut reason) = (None, None);
+    while started.is_none() || reason.is_none() {
+        match link.next().await {
+            FromAgent::SessionEnded(ended) => started = ended.end.map(|end| end.started_at),
+            FromAgent::TunnelEnded(ended) => reason = Some(ended.reason),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(reason, Some(Code::TunnelExpired), "the grant has an hour");
+    assert!(
+        started.unwrap() < permit.window().until,
+        "it is told when it began"
+    );
     assert_eq!(tunnel.closed().await, Code::TunnelExpired);
     let late = server.grant(&link, 2, &["plc"]);
     assert_eq!(
         server.offer_with(&mut link, &late, Some(&permit)).await,
         Some(Code::LockTime)
     );
+}
+
+#[tokio::test]
+async fn a_lock_that_is_put_on_ends_what_has_no_permit() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    let (_, _send, _recv) = tunnel.session("ssh").await;
+    let locked = format!("lock = \"{}\"\n{services}locked = true\n", lock().to_text());
+    device.reconfigure(&locked).await;
+    assert_eq!(tunnel.closed().await, Code::LocalPolicy);
+    assert_eq!(link.tunnel_ended(&grant).await, Code::LocalPolicy);
 }
 
 // TOK-02
