@@ -26,6 +26,10 @@ use crate::wake::Wake;
 use crate::websocket::{self, Pipe};
 use crate::wire::{Control, PEER, Udp, Wire};
 
+/// How long it is waited before a connection is woken. What wakes it may have come with a stateless reset, which ends it: quinn
+/// (0.11.12) panics where it learns of both at once, and does nothing where the end came first.
+const NUDGE_AFTER: Duration = Duration::from_millis(1);
+
 /// How often the leg looks at what was sent and received while data flows.
 const LOOK: Duration = Duration::from_millis(400);
 
@@ -355,12 +359,16 @@ impl Driver {
 
     /// Makes quinn send at once instead of waiting for a probe timer that has backed off during an outage.
     fn nudge(&self) {
-        tracing::debug!("what was lost is repeated");
-        self.wake.moved();
-        self.wake.call();
-        if let Err(error) = self.endpoint.rebind_abstract(self.wire.clone()) {
-            tracing::debug!(%error, "could not wake the connections");
-        }
+        let (endpoint, wire, wake) = (self.endpoint.clone(), self.wire.clone(), self.wake.clone());
+        tokio::task::spawn(async move {
+            tokio::time::sleep(NUDGE_AFTER).await;
+            tracing::debug!("what was lost is repeated");
+            wake.moved();
+            wake.call();
+            if let Err(error) = endpoint.rebind_abstract(wire) {
+                tracing::debug!(%error, "could not wake the connections");
+            }
+        });
     }
 
     fn start(&mut self, carrier: Carrier) {
