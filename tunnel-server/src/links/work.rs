@@ -187,6 +187,8 @@ async fn attach(control: Arc<Control>, link: Arc<Link>, request: Attach) {
 
 /// Records a session that has ended or was refused. What an agent says of other devices' tunnels is passed over.
 async fn session_ended(control: Arc<Control>, link: Arc<Link>, session: SessionEnded) {
+    // Looked up first: one that is forgotten by now has its end in the store.
+    let live = control.tunnels.get(session.tunnel);
     let stored = control.store.tunnel(session.tunnel).await;
     let Some(tunnel) = stored
         .ok()
@@ -196,6 +198,7 @@ async fn session_ended(control: Arc<Control>, link: Arc<Link>, session: SessionE
         return;
     };
     let traffic = control.relay.traffic(tunnel.decided.circuit);
+    let traffic = traffic.or_else(|| live.and_then(|live| live.carried.get().cloned()));
     let traffic = traffic.or_else(|| tunnel.ended.as_ref().and_then(|ended| ended.traffic.clone()));
     let end = session.end;
     let of = SessionOf {

@@ -48,6 +48,9 @@ impl Control {
         let begun = Instant::now();
         let (live, before) = self.tunnels.table().end(id, why)?;
         let traffic = self.relay.close(live.facts.circuit, why);
+        if let Some(traffic) = &traffic {
+            let _ = live.carried.set(traffic.clone());
+        }
         self.tunnels.count_end(why, traffic.as_ref());
         let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         tracing::info!(tunnel = %id.fmt_short(), why = why.as_str(), micros, "tunnel ended");

@@ -11,12 +11,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tunnel_policy::{Approval, Limits};
+use tunnel_proto::api::Traffic;
 use tunnel_proto::bind::Role;
 use tunnel_proto::defaults::BIND_DEADLINE;
 use tunnel_proto::keys::KeyHash;
@@ -92,6 +93,8 @@ impl Phase {
 pub(crate) struct Live {
     pub(crate) facts: Facts,
     pub(crate) legs: Legs,
+    /// What its circuit had carried when it was closed: sessions are told of before the tunnel's end is recorded.
+    pub(crate) carried: OnceLock<Traffic>,
     phase: watch::Sender<Phase>,
     /// Cancelled when its end is recorded, or it never came to be.
     gone: CancellationToken,
@@ -176,6 +179,7 @@ impl Table {
         let live = Arc::new(Live {
             facts,
             legs: Legs::new(rotations),
+            carried: OnceLock::new(),
             phase: watch::Sender::new(phase),
             gone: CancellationToken::new(),
         });
