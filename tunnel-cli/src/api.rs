@@ -441,6 +441,26 @@ impl Api {
             .await
     }
 
+    /// Shows how far notifications are.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn notifications(&mut self) -> Result<Notifications, HttpError> {
+        self.get("/v1/notifications", LIST).await
+    }
+
+    /// Settles notifications that were given up.
+    ///
+    /// # Errors
+    /// Tells why not.
+    pub async fn settle_notifications(
+        &mut self,
+        request: &SettleNotifications,
+    ) -> Result<SettledNotifications, HttpError> {
+        self.send(Method::POST, "/v1/notifications", Some(request), ONE)
+            .await
+    }
+
     /// Lists sessions that were; `query` is none or begins with `&`.
     ///
     /// # Errors

@@ -110,6 +110,9 @@ pub enum Command {
     Group(Group),
     /// Read or verify the audit trail
     Audit(Audit),
+    /// Show who is told of what is recorded, and what could not be told
+    #[command(subcommand)]
+    Notifications(Notifications),
     /// Make the keys of a fleet's owner, and sign with them what devices keep locked
     #[command(subcommand)]
     Lock(Lock),
@@ -532,6 +535,27 @@ pub struct GroupMembers {
     /// `device/ID` or `operator/NAME`
     #[arg(required = true, value_name = "MEMBER")]
     pub members: Vec<String>,
+}
+
+/// `tunnel notifications`.
+#[derive(Debug, Subcommand)]
+pub enum Notifications {
+    /// List who is told and how far, and what was given up
+    List,
+    /// Send what was given up once more
+    Retry(GivenUp),
+    /// Forget what was given up
+    Drop(GivenUp),
+}
+
+/// Notifications that were given up.
+#[derive(Debug, Args)]
+pub struct GivenUp {
+    /// Who was to be told, by the name in the server's configuration
+    pub target: String,
+    /// Only that of the record of this number; the oldest hundred if absent
+    #[arg(long, value_name = "NUMBER")]
+    pub record: Option<u64>,
 }
 
 /// `tunnel audit`.

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod lock;
 pub mod login;
 pub mod members;
+pub mod notifications;
 pub mod outages;
 pub mod policy;
 pub mod sessions;

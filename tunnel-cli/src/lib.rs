@@ -168,6 +168,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Facts(args) => commands::members::facts(context, args).await,
         Command::Group(args) => commands::members::group(context, args).await,
         Command::Audit(args) => commands::audit::audit(context, args).await,
+        Command::Notifications(args) => commands::notifications::notifications(context, args).await,
         Command::EnrolCode(args) => commands::access::enrol_code(context, args).await,
         Command::Revoke(args) => commands::access::revoke(context, args).await,
         Command::Quarantine(args) => commands::suspension::quarantine(context, args).await,

@@ -230,6 +230,8 @@ pub enum Action<'a> {
     ManageGroups,
     /// Reading and setting facts about devices.
     ManageFacts,
+    /// Sending notifications that were given up once more, and dropping them.
+    ManageNotifications,
     /// Reading the audit chain.
     ReadAudit,
     /// Revoking identities.
@@ -248,7 +250,7 @@ pub enum Action<'a> {
 
 impl Action<'_> {
     /// The names of all actions, as policies write them.
-    pub const NAMES: [&'static str; 15] = [
+    pub const NAMES: [&'static str; 16] = [
         "connect",
         "break-glass",
         "approve",
@@ -257,6 +259,7 @@ impl Action<'_> {
         "manage-policy",
         "manage-groups",
         "manage-facts",
+        "manage-notifications",
         "read-audit",
         "revoke",
         "view-all-tunnels",
@@ -277,6 +280,7 @@ impl Action<'_> {
             Self::ManagePolicy => "manage-policy",
             Self::ManageGroups => "manage-groups",
             Self::ManageFacts => "manage-facts",
+            Self::ManageNotifications => "manage-notifications",
             Self::ReadAudit => "read-audit",
             Self::Revoke => "revoke",
             Self::ViewAllTunnels => "view-all-tunnels",

@@ -298,6 +298,7 @@ fn every_action_can_be_permitted_by_its_name_alone() {
         Action::ManagePolicy,
         Action::ManageGroups,
         Action::ManageFacts,
+        Action::ManageNotifications,
         Action::ReadAudit,
         Action::Revoke,
         Action::ViewAllTunnels,

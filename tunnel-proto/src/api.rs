@@ -883,6 +883,80 @@ pub struct AuditRecord {
     pub hash: String,
 }
 
+/// How far notifications are, as `GET /v1/notifications` returns it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Notifications {
+    /// Who is told.
+    pub targets: Vec<NotifyTarget>,
+    /// What was given up, oldest first for each target.
+    pub dead: Vec<DeadLetter>,
+}
+
+/// Somebody who is told what was recorded.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NotifyTarget {
+    /// The name in the server's configuration.
+    pub name: String,
+    /// The last record that it was told; the ones after it may not concern it.
+    pub told: u64,
+    /// The last record that there is.
+    pub head: u64,
+}
+
+/// A notification that was given up.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeadLetter {
+    /// Who was to be told.
+    pub target: String,
+    /// What.
+    pub record: AuditRecord,
+    /// How often it was tried.
+    pub tries: u32,
+    /// Why the last attempt failed.
+    pub error: String,
+    /// When it was given up, in seconds since 1970.
+    pub given_up_at: u64,
+}
+
+/// What is to become of notifications that were given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Settlement {
+    /// They are sent once more, and kept if that fails.
+    Retry,
+    /// They are forgotten.
+    Drop,
+}
+
+/// Settles notifications that were given up.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SettleNotifications {
+    /// Whose.
+    pub target: String,
+    /// Only that of this record; the oldest hundred if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seq: Option<u64>,
+    /// How.
+    pub how: Settlement,
+}
+
+/// What became of notifications that were given up.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SettledNotifications {
+    /// How many were sent or dropped.
+    pub settled: u64,
+    /// Why the next one was not taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// A page of the audit chain.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

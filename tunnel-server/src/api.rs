@@ -25,6 +25,7 @@ mod enrolment;
 mod error;
 mod input;
 mod members;
+mod notifications;
 mod outages;
 mod sessions;
 mod status;
@@ -95,6 +96,7 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(members::add, members::remove))
         .routes(routes!(members::facts, members::change_facts))
         .routes(routes!(audit::page))
+        .routes(routes!(notifications::list, notifications::settle))
         .routes(routes!(sessions::list))
         .routes(routes!(carrier::carrier))
 }

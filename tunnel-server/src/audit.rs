@@ -381,6 +381,22 @@ pub enum Event {
         device: DeviceId,
         reason: Code,
     },
+    /// An alarm: a notification was given up. It is kept apart until somebody settles it.
+    #[serde(rename = "notification.failed")]
+    NotificationFailed {
+        target: String,
+        seq: u64,
+        tries: u32,
+        error: String,
+    },
+    /// A notification that was given up was sent after all, or dropped.
+    #[serde(rename = "notification.settled")]
+    NotificationSettled {
+        target: String,
+        seq: u64,
+        sent: bool,
+        by: String,
+    },
     /// A token was refused.
     #[serde(rename = "token.refused")]
     TokenRefused {

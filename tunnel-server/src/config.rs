@@ -11,7 +11,7 @@ use tunnel_net::addr::ServerAddr;
 use tunnel_net::files::{FileError, read_private_text};
 use tunnel_proto::{NodeName, TrustDomain};
 
-pub use self::hooks::Authoriser;
+pub use self::hooks::{Authoriser, Notify};
 
 mod hooks;
 
@@ -85,6 +85,8 @@ pub struct Config {
     pub audit_strict: bool,
     /// Who is asked before a tunnel opens; nobody if absent.
     pub authoriser: Option<Authoriser>,
+    /// Who is told what was recorded.
+    pub notify: Vec<Notify>,
 }
 
 /// How many agents come back in a second, unless the configuration says otherwise.
@@ -155,9 +157,10 @@ impl Config {
         let audit_keep_days = reader.number("audit_keep_days", 1..=36_500);
         let audit_strict = reader.flag("audit_strict");
         let authoriser = reader.authoriser();
+        let notify = reader.notify();
         let wrongs = reader.finish(
-            "`node`, `trust_domain`, `address`, `listen`, `metrics`, `returns_per_sec`, `audit_keep_days`, `audit_strict` \
-             and `[authoriser]` are known",
+            "`node`, `trust_domain`, `address`, `listen`, `metrics`, `returns_per_sec`, `audit_keep_days`, `audit_strict`, \
+             `[authoriser]` and `[[notify]]` are known",
         );
         match (node, trust_domain, address) {
             (Some(node), Some(trust_domain), Some(address)) if wrongs.is_empty() => {
@@ -172,6 +175,7 @@ impl Config {
                     audit_keep_days,
                     audit_strict: audit_strict.unwrap_or(false),
                     authoriser,
+                    notify,
                 })
             }
             _ => Err(wrongs),
@@ -354,6 +358,7 @@ mod tests {
             audit_keep_days: None,
             audit_strict: false,
             authoriser: None,
+            notify: Vec::new(),
         }
     }
 

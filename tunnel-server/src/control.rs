@@ -29,6 +29,7 @@ use crate::ca::{Keys, random_bytes};
 use crate::failure::chain;
 use crate::links::Links;
 use crate::links::returns::{Arrivals, TOO_OFTEN};
+use crate::notify::Target;
 use crate::relay::Relay;
 use crate::run::gate::Gate;
 use crate::store::{Store, StoreError};
@@ -78,6 +79,8 @@ pub(crate) struct Control {
     pub(crate) links: Links,
     /// Who is asked before a tunnel opens that policy permits.
     pub(crate) authoriser: Option<Authoriser>,
+    /// Who is told what was recorded.
+    pub(crate) notify: Vec<Arc<Target>>,
     pub(crate) quotas: Quotas,
     pub(crate) evidence: Evidence,
     /// How long audit records are kept; for ever if absent.

@@ -234,6 +234,7 @@ mod tests {
             audit_keep_days: None,
             audit_strict: false,
             authoriser: None,
+            notify: Vec::new(),
         }
     }
 

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod failure;
 pub mod init;
+pub mod notify;
 pub mod relay;
 pub mod run;
 pub mod store;

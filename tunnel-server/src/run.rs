@@ -34,11 +34,12 @@ use crate::control::{Control, Ports};
 use crate::failure::chain;
 use crate::links::Links;
 use crate::links::returns::Arrivals;
+use crate::notify::Target;
 use crate::relay::{Relay, RelayConfig, RelayEvent};
 use crate::store::{Store, StoreError};
 use crate::tunnels::Tunnels;
 use crate::webhook::TargetError;
-use crate::{api, links, metrics, tunnels};
+use crate::{api, links, metrics, notify, tunnels};
 use tunnel_policy::Engine;
 
 use self::gate::{Gate, PROBES};
@@ -143,6 +144,11 @@ impl Server {
         let authoriser = asked
             .map(|asked| Authoriser::new(asked, data.path()))
             .transpose()?;
+        let told = config
+            .notify
+            .iter()
+            .map(|told| Target::new(told, data.path()).map(Arc::new));
+        let notify = told.collect::<Result<_, _>>()?;
         let keys = Keys::load(data, &config)?;
         let store = Store::open(&data.store(), &config.trust_domain).await?;
         let revoked = Arc::new(Revoked::default());
@@ -184,6 +190,7 @@ impl Server {
             tunnels: Tunnels::default(),
             links: Links::default(),
             authoriser,
+            notify,
             quotas: Quotas::new(Instant::now()),
             evidence: Evidence::new(config.audit_strict),
             audit_kept: config.audit_keep_days.map(|days| DAY * days),
@@ -299,19 +306,19 @@ pub async fn run(data: &DataDir, config: Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     let mut server = Server::start(data, config).await?;
-    notify(&[sd_notify::NotifyState::Ready]);
+    tell_manager(&[sd_notify::NotifyState::Ready]);
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         name = server.failed() => Err(RunError::Failed(name)),
     };
-    notify(&[sd_notify::NotifyState::Stopping]);
+    tell_manager(&[sd_notify::NotifyState::Stopping]);
     server.shutdown().await;
     outcome
 }
 
 /// Tells the service manager, if there is one.
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
+fn tell_manager(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "the service manager could not be told");
     }
@@ -344,6 +351,7 @@ fn start_watches(
         "events of the relay",
         tunnels::watch::relay_events(control.clone(), events),
     ));
+    lasting.spawn(named("notifications", notify::run(control.clone())));
     lasting.spawn(named(
         "certificates of links",
         links::watch_certificates(control.clone()),

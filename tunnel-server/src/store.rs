@@ -11,6 +11,7 @@ mod facts;
 mod fleet;
 mod health;
 mod journal;
+mod notifications;
 pub(crate) mod outages;
 mod records;
 mod retention;

@@ -74,6 +74,7 @@ impl Init {
             audit_keep_days: None,
             audit_strict: false,
             authoriser: None,
+            notify: Vec::new(),
         })
     }
 

@@ -41,6 +41,7 @@ pub(crate) async fn server_that(directory: &tempfile::TempDir, audit_strict: boo
         audit_keep_days: None,
         audit_strict,
         authoriser: None,
+        notify: Vec::new(),
     };
     let data = DataDir::new(directory.path().join("data"));
     init::init(&data, &config, &"root".parse().unwrap(), SystemClock.now())

@@ -15,6 +15,7 @@ mod facts;
 mod hook;
 mod leg;
 mod limits;
+mod notifications;
 mod opening;
 mod outages;
 mod probing;

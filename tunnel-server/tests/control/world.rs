@@ -64,6 +64,7 @@ impl World {
             audit_keep_days: None,
             audit_strict: false,
             authoriser: None,
+            notify: Vec::new(),
         };
         change(&mut config);
         let data = data(&directory);

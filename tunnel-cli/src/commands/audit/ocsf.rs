@@ -125,6 +125,7 @@ fn rule(kind: &str, body: &Value) -> Rule {
         "access.denied" => failed(API_ACTIVITY, denied_activity(body), Low),
         "denials.gathered" => failed(API_ACTIVITY, other("Denials"), Medium),
         "policy.failed" => failed(API_ACTIVITY, other("Decide"), High),
+        "notification.failed" => failed(API_ACTIVITY, other("Notify"), Medium),
         "evidence.restored" => failed(API_ACTIVITY, other("Record"), High),
         _ => did(API_ACTIVITY, other("Other")),
     }
