@@ -254,7 +254,7 @@ async fn srv_15_private_addresses_and_false_certificates_get_no_request() {
 }
 
 /// A program that ends with this value.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -1,5 +1,11 @@
 //! Notifications: in order, at least once, and kept apart when nobody takes them.
 
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -8,7 +14,9 @@ use tunnel_proto::api::{Notifications, SettledNotifications};
 use tunnel_server::config::{Config, Notify};
 use tunnel_server::notify::Topic;
 
+use crate::api::Api;
 use crate::audit::wait_for;
+use crate::authoriser::Running;
 use crate::hook::{Got, Hook, Manner};
 use crate::world::{Member, World};
 
@@ -208,4 +216,81 @@ async fn srv_15_nothing_is_told_at_private_addresses() {
     assert!(dead[0].error.contains("no public address"), "{}", dead[0].error);
     assert_eq!(hook.connections(), 0);
     world.server.shutdown().await;
+}
+
+/// Starts the program on a data directory, and returns where its API is.
+async fn start(data: &Path) -> (Running, SocketAddr) {
+    let said = data.join("said");
+    let program = Command::new(env!("CARGO_BIN_EXE_tunnel-server"))
+        .args(["run", "--data"])
+        .arg(data)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&said).unwrap())
+        .spawn();
+    let program = Running(program.unwrap());
+    let address = || {
+        let said = std::fs::read_to_string(&said).unwrap();
+        let line = said.lines().find(|line| line.contains("listening"))?;
+        let tcp = line.split_once("tcp=")?.1;
+        tcp.split_whitespace().next()?.parse().ok()
+    };
+    until("the program to listen", || address().is_some()).await;
+    (program, address().unwrap())
+}
+
+/// However often the program is killed, each record is told, and those told twice are known by their id.
+#[tokio::test]
+async fn nothing_is_lost_when_the_program_is_killed() {
+    let hook = Hook::start(TAKEN).await;
+    let world = World::new().await;
+    let eve = world.operator("eve", "guests").await;
+    let World {
+        directory,
+        server,
+        ends,
+        admin,
+        ..
+    } = world;
+    server.shutdown().await;
+    let data = crate::world::data(&directory);
+    let mut config = OpenOptions::new().append(true).open(data.config()).unwrap();
+    let (url, key, ca) = (hook.url("127.0.0.1"), hook.file("hook.key"), hook.file("ca.pem"));
+    writeln!(
+        config,
+        "[[notify]]\nname = \"siem\"\nurl = \"{url}\"\nkey = {key:?}\nca = {ca:?}\nallow = [\"127.0.0.1\"]\n\
+         topics = [\"decisions\"]"
+    )
+    .unwrap();
+    drop(config);
+
+    let api = |at: SocketAddr, member: &Member| {
+        Api::new(at, tunnel_net::tls::api_client(&ends, Some(&member.credentials)))
+    };
+    for round in 0..4 {
+        let (mut program, at) = start(data.path()).await;
+        // In turns it is killed while it tells, and while it waits for an answer that does not come.
+        hook.now(if round % 2 == 0 { TAKEN } else { Manner::Hangs });
+        let before = hook.got().len();
+        for _ in 0..5 {
+            api(at, &eve).get("/v1/audit").await.refused(Code::PolicyDeny);
+        }
+        until("something to be told", || hook.got().len() > before).await;
+        program.0.kill().unwrap();
+        program.0.wait().unwrap();
+    }
+    hook.now(TAKEN);
+    let (_program, at) = start(data.path()).await;
+    let trail = api(at, &admin).audit().await;
+    let denied = trail.iter().filter(|(kind, _)| kind == "access.denied").count();
+    assert_eq!(denied, 20);
+    let ids = || -> BTreeSet<String> {
+        let got = hook.got();
+        got.iter()
+            .map(|got| got.header("webhook-id").to_owned())
+            .collect()
+    };
+    until("all to be told", || ids().len() == denied).await;
+    let told = numbers(&hook.got());
+    assert!(told.is_sorted(), "{told:?}");
 }
