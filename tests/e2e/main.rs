@@ -19,6 +19,7 @@ mod latency;
 mod lock;
 mod names;
 mod nat;
+mod notifications;
 mod onsite;
 mod policy;
 mod presence;
