@@ -105,3 +105,15 @@ async fn claim(connection: &mut SqliteConnection, fleet: &TrustDomain) -> Result
         Err(StoreError::OtherFleet(owner))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_migration_has_the_number_after_the_one_before() {
+        let numbers: Vec<_> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+        let wanted: Vec<_> = (1..).take(numbers.len()).collect();
+        assert_eq!(numbers, wanted);
+    }
+}
