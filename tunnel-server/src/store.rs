@@ -42,6 +42,7 @@ pub use records::{
     Member, NewEnrolCode, NewTunnel, NotOpened, OperatorRecord, PolicyRecord, Redeemed, RevokedSet,
     SessionRecord, Suspension, TunnelRecord, TunnelState, UnconfirmedCut,
 };
+pub(crate) use retention::AT_ONCE as DROPPED_AT_ONCE;
 
 /// Operations that may wait for the writer: several batches, so that a burst is taken in and a stuck disk is soon felt.
 const QUEUE: usize = 1024;

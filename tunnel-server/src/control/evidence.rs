@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use tunnel_proto::Code;
 use tunnel_proto::message::FromServer;
 
@@ -26,6 +27,12 @@ const GATHER_EVERY: Duration = Duration::from_secs(60);
 
 /// Ends of sessions that wait to be recorded: some times as many as there can be tunnels to busy devices.
 const MAX_WAITING: usize = 100_000;
+
+/// Sessions in one transaction: others wait for it.
+const AT_ONCE: usize = 1_000;
+
+/// How long the last records have when the server stops.
+const AT_STOP: Duration = Duration::from_secs(5);
 
 /// Who ends what is cut for want of records.
 const BY: &str = "server";
@@ -65,6 +72,21 @@ impl Evidence {
         }
     }
 
+    /// Takes the sessions that have waited longest, as many as are recorded at once.
+    fn next(&self) -> Vec<SessionRecord> {
+        let mut waiting = self.waiting();
+        let count = waiting.len().min(AT_ONCE);
+        waiting.drain(..count).collect()
+    }
+
+    /// Takes sessions back that could not be recorded, before those that came after them.
+    fn put_back(&self, sessions: Vec<SessionRecord>) {
+        let mut waiting = self.waiting();
+        for session in sessions.into_iter().rev() {
+            waiting.push_front(session);
+        }
+    }
+
     /// Counts a refusal that gets no record of its own.
     pub(crate) fn gathered(&self) -> MutexGuard<'_, Gathered> {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
@@ -77,37 +99,89 @@ impl Evidence {
 
 /// Looks whether records can be written, until the server stops.
 pub(crate) async fn watch(control: Arc<Control>) {
-    let mut gather = Instant::now() + GATHER_EVERY;
-    let mut since = None;
+    let mut watch = Watch::new(Instant::now());
     while !control.is_stopping() {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
             () = control.stopping() => {}
         }
-        let now = Instant::now();
-        if now >= gather || control.is_stopping() {
-            gather = now + GATHER_EVERY;
-            control.record_gathered().await;
+        watch.turn(&control, Instant::now());
+    }
+    let rest = async {
+        while watch.under_way.join_next().await.is_some() {}
+        control.record_gathered().await;
+    };
+    if tokio::time::timeout(AT_STOP, rest).await.is_err() {
+        tracing::warn!("refusals that were gathered are not recorded: the disk does not answer");
+    }
+}
+
+/// What the watch knows between two looks. A look never waits: a disk that hangs must not hold up what follows from that.
+#[derive(Debug)]
+struct Watch {
+    /// When gathered refusals are to be recorded.
+    gather: Instant,
+    /// Since when records have not been whole: from the first failure until all that waited is recorded.
+    since: Option<Instant>,
+    /// What waits for the disk: one thing at a time, so that a disk that hangs piles nothing up.
+    under_way: JoinSet<()>,
+}
+
+impl Watch {
+    fn new(now: Instant) -> Self {
+        Self {
+            gather: now + GATHER_EVERY,
+            since: None,
+            under_way: JoinSet::new(),
         }
+    }
+
+    fn turn(&mut self, control: &Arc<Control>, now: Instant) {
+        while self.under_way.try_join_next().is_some() {}
         match control.store.failing(now) {
             Some(failing) => {
-                let since = *since.get_or_insert(now.checked_sub(failing).unwrap_or(now));
-                control.pause(now.saturating_duration_since(since)).await;
+                let began = now.checked_sub(failing).unwrap_or(now);
+                let since = *self.since.get_or_insert(began);
+                control.pause(now.saturating_duration_since(since));
+                if !control.store.is_stuck(now) {
+                    // A write that works tells the store that it is well.
+                    self.begin(
+                        control,
+                        |control| async move { drop(control.store.probe().await) },
+                    );
+                }
             }
             None if control.evidence.is_paused() || !control.evidence.waiting().is_empty() => {
-                let failing = since
-                    .take()
+                let failing = self
+                    .since
                     .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-                control.resume(failing).await;
+                self.begin(
+                    control,
+                    move |control| async move { control.resume(failing).await },
+                );
             }
-            None => since = None,
+            None => self.since = None,
+        }
+        if now >= self.gather && self.under_way.is_empty() {
+            self.gather = now + GATHER_EVERY;
+            self.begin(control, |control| async move { control.record_gathered().await });
+        }
+    }
+
+    /// Begins what waits for the disk, unless something does so already.
+    fn begin<F>(&mut self, control: &Arc<Control>, work: impl FnOnce(Arc<Control>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if self.under_way.is_empty() {
+            self.under_way.spawn(work(control.clone()));
         }
     }
 }
 
 impl Control {
-    /// Lets nothing new open, and in strict mode nothing go on for long. Tries whether records can be written again.
-    async fn pause(self: &Arc<Self>, failing: Duration) {
+    /// Lets nothing new open, and in strict mode nothing go on for long. Waits for nothing.
+    fn pause(self: &Arc<Self>, failing: Duration) {
         if !self.evidence.paused.swap(true, Ordering::SeqCst) {
             tracing::error!("records cannot be written: no new session opens");
             self.tell_recording(false);
@@ -128,25 +202,22 @@ impl Control {
                 self.spawn(async move { owner.record_ends(cuts, BY).await });
             }
         }
-        if !self.store.is_stuck(Instant::now()) {
-            // A write that works tells the store that it is well.
-            let _ = self.store.probe().await;
-        }
     }
 
     /// Records what has waited, and lets sessions open again. What fails again waits on.
     async fn resume(self: &Arc<Self>, failing: Duration) {
         let mut waited = 0;
         loop {
-            let Some(session) = self.evidence.waiting().pop_front() else {
+            let sessions = self.evidence.next();
+            if sessions.is_empty() {
                 break;
-            };
-            if let Err(error) = self.store.session(session.clone()).await {
-                tracing::warn!(error = %chain(&error), "a session waits on to be recorded");
-                self.evidence.waiting().push_front(session);
+            }
+            if let Err(error) = self.store.record_sessions(sessions.clone()).await {
+                tracing::warn!(error = %chain(&error), sessions = sessions.len(), "sessions wait on to be recorded");
+                self.evidence.put_back(sessions);
                 return;
             }
-            waited += 1;
+            waited += sessions.len() as u64;
         }
         let event = Event::EvidenceRestored {
             failing_secs: failing.as_secs(),
@@ -204,14 +275,94 @@ mod tests {
                 put(control, number, "ana", "pump");
             }
             let live = || control.tunnels.table().live().len();
-            control.pause(GRACE - LOOK_EVERY).await;
+            control.pause(GRACE - LOOK_EVERY);
             assert!(control.evidence.is_paused());
             assert_eq!(live(), 3);
-            control.pause(GRACE).await;
+            control.pause(GRACE);
             assert_eq!(live(), if strict { 0 } else { 3 });
             control.resume(GRACE).await;
             assert!(!control.evidence.is_paused());
             server.shutdown().await;
+        }
+    }
+
+    /// THREATS AUD-03: a disk that hangs in the middle of the watch's own write holds up neither the pause nor the cuts.
+    #[tokio::test]
+    async fn a_disk_that_hangs_pauses_and_in_strict_mode_cuts_all_the_same() {
+        for strict in [true, false] {
+            let directory = tempfile::tempdir().unwrap();
+            let server = server_that(&directory, strict).await;
+            let control = server.control();
+            (0..3).for_each(|number| put(control, number, "ana", "pump"));
+            let live = || control.tunnels.table().live().len();
+            let disk = control.store.hang().await;
+            let start = Instant::now();
+            let at = |secs| start + Duration::from_secs(secs);
+            let mut watch = Watch::new(start);
+            control.gather("operator/eve", "192.0.2.1", "access.denied");
+            // What was gathered is being recorded, and does not come to its end.
+            watch.turn(control, at(60));
+            assert_eq!(watch.under_way.len(), 1);
+            assert!(control.evidence.is_paused(), "no transaction takes a minute");
+            for secs in 1..3 {
+                watch.turn(control, at(GRACE.as_secs() + secs));
+                assert_eq!(watch.under_way.len(), 1, "nothing piles up");
+            }
+            assert_eq!(live(), if strict { 0 } else { 3 });
+            drop(disk);
+            let patience = Instant::now() + Duration::from_secs(30);
+            while control.evidence.is_paused() {
+                assert!(
+                    Instant::now() < patience,
+                    "records are written, and nothing opens"
+                );
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                watch.turn(control, Instant::now());
+            }
+            server.shutdown().await;
+        }
+    }
+
+    /// A disk that fails again before all is recorded has failed from the first time on.
+    #[tokio::test]
+    async fn failing_lasts_until_all_that_waited_is_recorded_in_few_transactions() {
+        let directory = tempfile::tempdir().unwrap();
+        let server = server_that(&directory, true).await;
+        let control = server.control();
+        let (mut watch, now) = (Watch::new(Instant::now()), Instant::now());
+        for number in 0..2_500 {
+            control.evidence.keep(session(number));
+        }
+        watch.since = Some(now);
+        control.pause(Duration::ZERO);
+        watch.turn(control, now + Duration::from_secs(7));
+        assert_eq!(watch.since, Some(now), "it is being tried only");
+        while watch.under_way.join_next().await.is_some() {}
+        assert!(!control.evidence.is_paused());
+        watch.turn(control, now + Duration::from_secs(8));
+        assert_eq!(watch.since, None);
+
+        let trail = control.store.audit(0, 10_000).await.unwrap();
+        let millis: Vec<_> = trail
+            .iter()
+            .filter_map(|record| match Event::read(&record.kind, &record.body) {
+                Some(Event::SessionEnded { millis, .. }) => Some(millis),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(millis, (0..2_500).collect::<Vec<_>>(), "each once, in order");
+        server.shutdown().await;
+    }
+
+    fn session(millis: u64) -> SessionRecord {
+        SessionRecord {
+            tunnel: tunnel_proto::TunnelId::from_bytes([7; 16]),
+            service: "ssh".into(),
+            refused: None,
+            millis,
+            bytes_in: 0,
+            bytes_out: 0,
+            of: crate::audit::SessionOf::default(),
         }
     }
 }

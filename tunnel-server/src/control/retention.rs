@@ -1,52 +1,85 @@
 //! Drops audit records that are older than they are kept.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
-use tunnel_proto::Code;
+use tunnel_proto::{Code, UnixTime};
 
 use super::Control;
+use crate::store::DROPPED_AT_ONCE;
 
 /// How often the server looks for records that are too old.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
+
+/// How long the clock must have gone evenly, and how near to the trail's own times it must be: what is dropped is gone.
+const EVEN_FOR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Drops what is too old, until the server stops.
 pub(crate) async fn watch(control: Arc<Control>) {
     let Some(kept) = control.audit_kept else {
         return control.stopping().await;
     };
-    while !control.is_stopping() {
-        // A failure was logged, and is tried again.
-        let _ = control.drop_audit(kept).await;
+    loop {
+        // Not at the start: a machine that has just come up may not have its time yet.
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
-            () = control.stopping() => {}
+            () = control.stopping() => return,
+        }
+        if let Some(now) = control.even_time() {
+            // A failure was logged, and is tried again.
+            let _ = control.drop_audit(kept, now).await;
         }
     }
 }
 
+/// Says whether a clock may be believed about the age of records, by the newest that is a day old or more: the trail must
+/// have gone on under this clock for a day. After a gap, or a start with a wrong clock, it has not; records that the wrong
+/// clock itself has dated do not help. Pure.
+fn is_believed(now: UnixTime, day_old: UnixTime) -> bool {
+    now.since(day_old) <= DAY * 2
+}
+
 impl Control {
-    /// Drops the records that are older, and returns how many. A clock that has jumped drops nothing.
+    /// Returns the time if the clock has gone evenly for long.
+    fn even_time(&self) -> Option<UnixTime> {
+        let moment = self.moment();
+        let clock = self.steadiness.lock().unwrap_or_else(PoisonError::into_inner);
+        (moment.steady && clock.even_for(Instant::now()) >= EVEN_FOR).then_some(moment.now)
+    }
+
+    /// Drops the records that are older, and returns how many. A clock that has jumped, or that is far from what the trail
+    /// says, drops nothing (THREATS AUD-02).
     ///
     /// # Errors
     /// Returns the code of what could not be written.
-    pub(crate) async fn drop_audit(self: &Arc<Self>, kept: Duration) -> Result<u64, Code> {
-        let mut all = 0;
-        loop {
-            let moment = self.moment();
-            if !moment.steady || self.is_stopping() {
-                return Ok(all);
+    pub(crate) async fn drop_audit(self: &Arc<Self>, kept: Duration, now: UnixTime) -> Result<u64, Code> {
+        let day_old = self.store.audit_time_before(now.before(DAY)).await;
+        match day_old.map_err(|error| self.store_failed(&error))? {
+            None => return Ok(0),
+            Some(day_old) if !is_believed(now, day_old) => {
+                tracing::warn!(
+                    gap_hours = now.since(day_old).as_secs() / 3600,
+                    "no record is dropped for its age until the trail has gone on for a day: check the clock"
+                );
+                return Ok(0);
             }
+            Some(_) => {}
+        }
+        let before = now.before(kept).as_secs().saturating_mul(1000);
+        let mut all = 0;
+        while self.moment().steady && !self.is_stopping() {
             let owner = self.clone();
-            let before = moment.now.before(kept).as_secs().saturating_mul(1000);
             let sign =
                 Box::new(move |dropped: &tunnel_proto::audit::Dropped| dropped.sign(&owner.keys.audit_key));
-            let dropped = self.store.drop_audit(before, moment.now, sign).await;
-            match dropped.map_err(|error| self.store_failed(&error))? {
-                0 => return Ok(all),
-                count => all += count,
+            let dropped = self.store.drop_audit(before, now, sign).await;
+            let count = dropped.map_err(|error| self.store_failed(&error))?;
+            all += count;
+            if count < DROPPED_AT_ONCE {
+                break;
             }
         }
+        Ok(all)
     }
 }
 
@@ -58,7 +91,40 @@ mod tests {
     use crate::audit::Event;
     use crate::tunnels::tests::server_that;
 
-    const DAY: Duration = Duration::from_secs(24 * 3600);
+    #[tokio::test]
+    async fn a_clock_that_is_far_from_the_trail_or_new_drops_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let server = server_that(&directory, false).await;
+        let control = server.control();
+        let now = control.now();
+        // The server's clock is right, and has not gone for long.
+        assert_eq!(control.even_time(), None);
+        // A start with a clock of ten years ahead: its own records are of then, and as young as they should be.
+        assert_eq!(control.drop_audit(DAY, now.after(DAY * 3650)).await, Ok(0));
+        assert_eq!(control.drop_audit(DAY, now.after(DAY * 2 + DAY / 2)).await, Ok(0));
+        assert_eq!(control.store.audit_dropped().await.unwrap(), None);
+        // The same records, by a clock to which the trail reaches.
+        assert!(control.drop_audit(DAY, now.after(DAY + DAY / 2)).await.unwrap() > 0);
+        assert!(control.store.audit_dropped().await.unwrap().is_some());
+        server.shutdown().await;
+    }
+
+    #[test]
+    fn a_wrong_clocks_own_records_do_not_confirm_it_before_a_day() {
+        let (last, hour) = (UnixTime::from_secs(1_800_000_000), Duration::from_secs(3600));
+        let wrong = last.after(DAY * 400);
+        // The newest record of a day ago: the last of before, until the wrong clock's own are a day old.
+        for (now, newest, believed) in [
+            (last.after(DAY), last, true),
+            (last.after(DAY * 2), last, true),
+            (last.after(DAY * 2 + hour), last, false),
+            (wrong, last, false),
+            (wrong.after(hour * 23), last, false),
+            (wrong.after(DAY), wrong, true),
+        ] {
+            assert_eq!(is_believed(now, newest), believed, "{now} {newest}");
+        }
+    }
 
     /// What is dropped for its age leaves a signed statement, and what is left continues it.
     #[tokio::test]
@@ -67,7 +133,11 @@ mod tests {
         let server = server_that(&directory, false).await;
         let control = server.control();
         let store = &control.store;
-        assert_eq!(control.drop_audit(DAY).await, Ok(0), "nothing is that old");
+        assert_eq!(
+            control.drop_audit(DAY, control.now()).await,
+            Ok(0),
+            "nothing is that old"
+        );
         assert_eq!(store.audit_dropped().await.unwrap(), None);
 
         let mut before = store.audit_head().await.unwrap();

@@ -22,6 +22,7 @@ pub(crate) struct Moment {
 #[derive(Debug)]
 pub(crate) struct Steadiness {
     last: (UnixTime, Instant),
+    even_since: Instant,
     jumped: Option<Jump>,
 }
 
@@ -37,6 +38,7 @@ impl Steadiness {
     pub(crate) const fn new(wall: UnixTime, now: Instant) -> Self {
         Self {
             last: (wall, now),
+            even_since: now,
             jumped: None,
         }
     }
@@ -53,6 +55,7 @@ impl Steadiness {
             );
             let before = self.jumped.map_or(self.last, |jump| jump.before);
             self.jumped = Some(Jump { at: now, before });
+            self.even_since = now;
         }
         // The rest of a second that a whole number drops would add up if every reading counted.
         if off > TOLERANCE || elapsed >= TOLERANCE {
@@ -65,6 +68,11 @@ impl Steadiness {
                 true
             }
         }
+    }
+
+    /// Returns for how long no jump was seen. What a clock was before the start nobody knows.
+    pub(crate) fn even_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.even_since)
     }
 
     /// Returns the time as it would be if the clock had not jumped, until it has settled.
@@ -116,6 +124,19 @@ mod tests {
         }
         assert!(clock.is_steady(read(280).before(hour), at(280)));
         assert_eq!(clock.without_jump(at(280)), None);
+    }
+
+    #[test]
+    fn a_clock_goes_evenly_since_the_start_or_its_latest_jump() {
+        let (wall, start) = (UnixTime::from_secs(1_800_000_000), Instant::now());
+        let mut clock = Steadiness::new(wall, start);
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let read = |secs: u64| wall.after(Duration::from_secs(secs));
+        assert!(clock.is_steady(read(100), at(100)));
+        assert_eq!(clock.even_for(at(100)), Duration::from_secs(100));
+        assert!(!clock.is_steady(read(300), at(110)));
+        assert!(clock.is_steady(read(500), at(310)));
+        assert_eq!(clock.even_for(at(310)), Duration::from_secs(200));
     }
 
     #[test]

@@ -87,6 +87,29 @@ impl Store {
     }
 }
 
+#[cfg(test)]
+impl Store {
+    /// Keeps the writer in a transaction that does not come to its end, as a disk that hangs does, until what is returned
+    /// is dropped.
+    pub(crate) async fn hang(&self) -> tokio::sync::oneshot::Sender<()> {
+        let (hold, released) = tokio::sync::oneshot::channel();
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let store = self.clone();
+        tokio::spawn(async move {
+            let work = store.write(|_| {
+                Box::pin(async move {
+                    let _ = begun.send(());
+                    let _ = released.await;
+                    Ok(())
+                })
+            });
+            work.await
+        });
+        begins.await.unwrap();
+        hold
+    }
+}
+
 /// Says whether an error is the disk's: it refuses to take what is written, whoever writes.
 pub(super) fn is_of_disk(error: &StoreError) -> bool {
     let StoreError::Write(error) = error else {

@@ -13,7 +13,7 @@ use crate::audit::Event;
 use crate::control::to_base64;
 
 /// Records in one transaction: others wait for it.
-const AT_ONCE: u64 = 5_000;
+pub(crate) const AT_ONCE: u64 = 5_000;
 
 /// Signs a statement of what was dropped.
 pub(crate) type Sign = Box<dyn FnOnce(&Dropped) -> Vec<u8> + Send>;
@@ -28,6 +28,21 @@ impl Store {
     pub(crate) async fn drop_audit(&self, before: u64, now: UnixTime, sign: Sign) -> Result<u64, StoreError> {
         self.write(move |w| Box::pin(async move { drop_oldest(w, before, now, sign).await }))
             .await
+    }
+
+    /// Returns the time of the newest record that is not of after `until`, if there is one.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub(crate) async fn audit_time_before(&self, until: UnixTime) -> Result<Option<UnixTime>, StoreError> {
+        // From the end of the chain, so that it looks at the younger ones alone.
+        let row =
+            sqlx::query("SELECT time_millis FROM audit WHERE time_millis <= ? ORDER BY seq DESC LIMIT 1")
+                .bind(signed(until.as_secs().saturating_mul(1000)))
+                .fetch_optional(&self.inner.readers)
+                .await?;
+        let millis = row.map(|row| number(&row, "time_millis")).transpose()?;
+        Ok(millis.map(|millis| UnixTime::from_secs(millis / 1000)))
     }
 
     /// Returns the signed statement of which records were dropped, if any were.

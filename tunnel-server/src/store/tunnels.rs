@@ -271,30 +271,21 @@ impl Store {
     /// # Errors
     /// Returns an error if the record is not on the disk.
     pub async fn session(&self, session: SessionRecord) -> Result<(), StoreError> {
-        let SessionRecord {
-            tunnel,
-            millis,
-            bytes_in,
-            bytes_out,
-            of,
-            ..
-        } = session;
-        let service = bounded(&session.service);
-        self.record(match session.refused {
-            Some(reason) => Event::SessionRefused {
-                tunnel,
-                service,
-                reason,
-                of,
-            },
-            None => Event::SessionEnded {
-                tunnel,
-                service,
-                millis,
-                bytes_in,
-                bytes_out,
-                of,
-            },
+        self.record(session_event(session)).await
+    }
+
+    /// Records many sessions in one transaction.
+    ///
+    /// # Errors
+    /// Returns an error if none of the records is on the disk.
+    pub(crate) async fn record_sessions(&self, sessions: Vec<SessionRecord>) -> Result<(), StoreError> {
+        self.write(move |w| {
+            Box::pin(async move {
+                for session in sessions {
+                    w.append(&session_event(session)).await?;
+                }
+                Ok(())
+            })
         })
         .await
     }
@@ -525,6 +516,34 @@ async fn end(
     })
     .await?;
     Ok(true)
+}
+
+fn session_event(session: SessionRecord) -> Event {
+    let SessionRecord {
+        tunnel,
+        millis,
+        bytes_in,
+        bytes_out,
+        of,
+        ..
+    } = session;
+    let service = bounded(&session.service);
+    match session.refused {
+        Some(reason) => Event::SessionRefused {
+            tunnel,
+            service,
+            reason,
+            of,
+        },
+        None => Event::SessionEnded {
+            tunnel,
+            service,
+            millis,
+            bytes_in,
+            bytes_out,
+            of,
+        },
+    }
 }
 
 fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
