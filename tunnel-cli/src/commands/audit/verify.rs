@@ -59,6 +59,8 @@ struct Proof {
     witness: Option<u64>,
     /// The last record of which a pinned head tells that it was there.
     pinned: Option<u64>,
+    /// How many pinned heads are older than the first record, so that they could not be looked at.
+    pins_skipped: u64,
     /// Lines of another mapping than this program's, whose fields were not compared with their records.
     not_compared: u64,
 }
@@ -121,6 +123,18 @@ impl Walk {
     fn is_before(&self, seq: u64) -> bool {
         self.begin.is_some_and(|begin| seq < begin.seq)
     }
+}
+
+/// What to do when all that was known is of records that the server has dropped.
+const NEXT_ONLINE: &str = "give a later head that was kept elsewhere, with `--pin`; if there is none, find out why so much was \
+                           dropped, and only then remove `audit-witness.toml` from the state directory to begin anew";
+
+/// What of the known was met in the chain.
+#[derive(Debug)]
+struct Met {
+    witness: Option<u64>,
+    pinned: Option<u64>,
+    pins_skipped: u64,
 }
 
 /// What was known before.
@@ -188,11 +202,13 @@ impl Known {
         }
     }
 
-    /// Checks that all pinned records are there; returns the last that could be looked at.
-    fn check_pins(&self, walk: &Walk) -> Result<Option<u64>, Failure> {
-        let mut last = None;
+    /// Checks that all pinned records are there; returns the last that could be looked at, and how many could not. If
+    /// there are pins and none could, that proves nothing.
+    fn check_pins(&self, walk: &Walk, next: &str) -> Result<(Option<u64>, u64), Failure> {
+        let (mut last, mut skipped) = (None, 0);
         for (_, pin) in &self.pins {
             if walk.is_before(pin.seq) {
+                skipped += 1;
                 continue;
             }
             let found = match pin.seq {
@@ -204,7 +220,42 @@ impl Known {
             })?;
             last = last.max(Some(pin.seq));
         }
-        Ok(last)
+        if skipped > 0 && last.is_none() {
+            let first = walk.begin.map_or(1, |begin| begin.seq + 1);
+            return Err(
+                Failure::new(Code::BadRequest, "could not prove the trail by the pinned heads")
+                    .why(format!(
+                        "it begins with record {first}, and all of them are older"
+                    ))
+                    .next(next),
+            );
+        }
+        Ok((last, skipped))
+    }
+
+    /// Checks the server's whole trail, online. What stands behind a statement of drops has to meet what was known before:
+    /// whoever holds the server can sign that all of it was dropped, and write the rest anew.
+    fn check_online(&self, walk: &Walk) -> Result<Met, Failure> {
+        let witness = self.check_witness(walk)?;
+        let (pinned, pins_skipped) = self.check_pins(walk, NEXT_ONLINE)?;
+        let before = self.witness.as_ref().map(|witness| witness.seq);
+        if let Some(before) = before.filter(|before| walk.is_before(*before))
+            && pinned.is_none()
+        {
+            let begin = walk.begin.map_or(0, |begin| begin.seq);
+            return Err(
+                Failure::new(Code::BadRequest, "could not prove that the trail goes on from before")
+                    .why(format!(
+                        "this machine has verified it up to record {before}, and the server has dropped all up to {begin}"
+                    ))
+                    .next(NEXT_ONLINE),
+            );
+        }
+        Ok(Met {
+            witness,
+            pinned,
+            pins_skipped,
+        })
     }
 }
 
@@ -244,8 +295,7 @@ async fn online(context: &Context, pin: Option<&Path>) -> Result<Proof, Failure>
         }
     };
     known.same_key(&key, walk.head.seq)?;
-    let witness = known.check_witness(&walk)?;
-    let pinned = known.check_pins(&walk)?;
+    let met = known.check_online(&walk)?;
     // The checkpoint comes with the page that is empty, so it can only be of this head or of one a moment later.
     if let Some(signed) = signed
         && signed.seq <= walk.head.seq
@@ -262,8 +312,9 @@ async fn online(context: &Context, pin: Option<&Path>) -> Result<Proof, Failure>
     Ok(Proof {
         checkpoint: signed.map(|signed| signed.seq),
         dropped: gone.map(|gone| gone.last),
-        witness,
-        pinned,
+        witness: met.witness,
+        pinned: met.pinned,
+        pins_skipped: met.pins_skipped,
         ..walk.proof()
     })
 }
@@ -297,20 +348,12 @@ fn offline(known: &Known, file: &Path) -> Result<Proof, Failure> {
         .as_ref()
         .filter(|witness| witness.seq <= walk.head.seq);
     let witness = seen.map_or(Ok(None), |_| known.check_witness(&walk))?;
-    let pinned = known.check_pins(&walk)?;
-    if !known.pins.is_empty() && pinned.is_none() {
-        let first = walk.begin.map_or(1, |begin| begin.seq + 1);
-        return Err(
-            Failure::new(Code::BadRequest, "could not prove the file by the pinned heads")
-                .why(format!(
-                    "it begins with record {first}, and all of them are older"
-                ))
-                .next("export from an earlier record on, with `--after`"),
-        );
-    }
+    let next = "export from an earlier record on, with `--after`";
+    let (pinned, pins_skipped) = known.check_pins(&walk, next)?;
     Ok(Proof {
         witness,
         pinned,
+        pins_skipped,
         not_compared,
         ..walk.proof()
     })
@@ -415,6 +458,7 @@ impl Walk {
             dropped: None,
             witness: None,
             pinned: None,
+            pins_skipped: 0,
             not_compared: 0,
         }
     }
@@ -470,6 +514,13 @@ fn text(proof: &Proof) -> String {
     }
     if let Some(seq) = proof.pinned {
         rows.push(("pinned", format!("up to record {seq}")));
+    }
+    if proof.pins_skipped > 0 {
+        let text = format!(
+            "{} heads, which are older than the first record",
+            proof.pins_skipped
+        );
+        rows.push(("not checked", text));
     }
     match proof.witness {
         Some(seq) => rows.push((

@@ -231,3 +231,48 @@ fn another_record_than_this_machine_verified_is_found() {
             .contains("audit record 10 is missing")
     );
 }
+
+/// THREATS AUD-02: whoever holds the server signs that all was dropped, and writes the rest anew.
+#[test]
+fn behind_a_statement_of_drops_something_known_has_to_be_met() {
+    let (place, records) = (Place::new(), chain(9));
+    let witness = |seq: usize| Witness {
+        key: String::new(),
+        seq: seq as u64,
+        hash: records[seq - 1].hash.clone(),
+    };
+    let check = |witness: Option<Witness>, heads: &[usize]| {
+        let heads: Vec<_> = heads.iter().map(|last| pin(&records[..*last])).collect();
+        let pins = match heads.is_empty() {
+            true => Vec::new(),
+            false => super::pins(&place.write("pins", &heads)).unwrap(),
+        };
+        let known = Known { witness, pins };
+        let mut walk = Walk::new(&known);
+        // The first four are dropped.
+        walk.begin_at(Head {
+            seq: 4,
+            hash: unhex(&records[3].hash).unwrap(),
+        });
+        records[4..]
+            .iter()
+            .try_for_each(|record| walk.step(record))
+            .unwrap();
+        known.check_online(&walk)
+    };
+    let met = check(Some(witness(4)), &[]).unwrap();
+    assert_eq!((met.witness, met.pinned, met.pins_skipped), (Some(4), None, 0));
+    let met = check(Some(witness(3)), &[2, 6]).unwrap();
+    assert_eq!((met.witness, met.pinned, met.pins_skipped), (None, Some(6), 1));
+    assert!(check(None, &[]).is_ok(), "nothing was known");
+    for (witness, heads) in [
+        (Some(witness(3)), &[][..]),
+        (Some(witness(3)), &[2]),
+        (Some(witness(8)), &[2, 3]),
+        (None, &[2]),
+    ] {
+        let failure = check(witness, heads).unwrap_err();
+        assert_eq!(failure.exit_code(), 2, "{}", failure.to_text());
+        assert!(failure.to_text().contains("`--pin`"), "{}", failure.to_text());
+    }
+}
