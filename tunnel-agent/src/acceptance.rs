@@ -10,6 +10,7 @@ use tunnel_proto::lock::Permit;
 use tunnel_proto::message::Offer;
 use tunnel_proto::{Code, Identity, UnixTime};
 
+use crate::moment::Moment;
 use crate::operator::Operator;
 use crate::policy::{LocalPolicy, Right};
 use crate::replay::ReplayMemory;
@@ -44,10 +45,8 @@ pub struct Situation<'a> {
     pub nonce: &'a LinkNonce,
     /// Who is proven to be at the other end of it.
     pub server: &'a Identity,
-    /// The server's time.
-    pub now: UnixTime,
-    /// The device's own time: what the owner's keys signed does not hold longer for a server that turns its clock back.
-    pub own_time: UnixTime,
+    /// The time: what the owner laid down or signed does not hold longer for a server that turns its clock back.
+    pub now: Moment,
     /// The owner's policy.
     pub policy: &'a LocalPolicy,
     /// Whether the owner lets anybody in.
@@ -78,21 +77,22 @@ impl Acceptance {
     /// Returns the code of the first thing that does not fit, in that order.
     pub fn judge(&mut self, offer: &Offer, now: &Situation<'_>) -> Result<Right, Code> {
         let grant = Grant::verify(&offer.grant, now.grant_key)?;
-        grant.check(&self.device, now.nonce, now.now, CLOCK_TOLERANCE)?;
+        grant.check(&self.device, now.nonce, now.now.server, CLOCK_TOLERANCE)?;
         if Identity::server(&grant.trust_domain, &grant.relay) != *now.server {
             return Err(Code::TokenAudience);
         }
         if grant.tunnel != offer.tunnel {
             return Err(Code::TokenScope);
         }
-        self.replay
-            .remember(grant.tunnel, grant.expires_at.after(CLOCK_TOLERANCE), now.now)?;
+        self.replay.remember(
+            grant.tunnel,
+            grant.expires_at.after(CLOCK_TOLERANCE),
+            now.now.server,
+        )?;
         if !now.access {
             return Err(Code::AccessOff);
         }
-        // By both clocks: a server that turns its own opens no window (THREATS I12).
-        let windows = &now.policy.windows;
-        if !windows.is_open(now.now) || !windows.is_open(now.own_time) {
+        if !now.policy.windows.are_open(now.now) {
             return Err(Code::OutsideWindow);
         }
         let permit = match (now.policy.locks(&grant), &offer.permit) {
@@ -102,7 +102,7 @@ impl Acceptance {
         let right = Right { grant, permit };
         now.policy.admits_all(&right)?;
         if let Some(permit) = &right.permit {
-            permit.window().holds(now.now.max(now.own_time))?;
+            permit.window().holds(now.now.latest())?;
         }
         match now.tunnels.cmp(&(now.policy.max_tunnels as usize)) {
             Ordering::Less => {}
@@ -176,8 +176,10 @@ mod tests {
                 grant_key: &self.verifying,
                 nonce: &self.nonce,
                 server: &self.server,
-                now: self.now,
-                own_time: self.own_time,
+                now: Moment {
+                    server: self.now,
+                    own: self.own_time,
+                },
                 policy: &self.policy,
                 access: self.access,
                 tunnels: self.tunnels,

@@ -245,7 +245,7 @@ impl Agent {
                 }
                 () = until(silence_due) => self.handle_silence(),
                 Some(()) = reload.recv() => self.reload(),
-                () = until(window_closes) => self.handle_window(),
+                () = until(window_closes) => self.end_overdue(),
                 on = self.switch.changed() => self.handle_switch(on),
                 () = self.site.changed() => self.handle_site(),
                 Some(event) = self.events.1.recv() => self.handle_event(event),
@@ -455,7 +455,7 @@ impl Agent {
         } else {
             self.end_tunnels(Code::AccessOff, |_| true);
         }
-        self.handle_window();
+        self.end_overdue();
         if self.linked.is_some() {
             self.outgoing.push(FromAgent::Report(self.report()));
         }

@@ -70,11 +70,6 @@ impl Lifetime {
         }
     }
 
-    /// Returns how long the tunnel had left at an instant.
-    pub fn left(&self, at: Instant) -> Duration {
-        self.ends.saturating_duration_since(at)
-    }
-
     /// Returns how many sessions the tunnel has carried.
     pub const fn total(&self) -> u64 {
         self.total

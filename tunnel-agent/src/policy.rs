@@ -10,6 +10,7 @@ use tunnel_proto::grant::Grant;
 use tunnel_proto::lock::{Lock, Permit};
 use tunnel_proto::{Code, OperatorName, ServiceName, UnixTime};
 
+use crate::moment::Moment;
 use crate::target::Target;
 use crate::windows::Windows;
 
@@ -61,6 +62,14 @@ impl Right {
     pub fn expires_at(&self) -> UnixTime {
         let permit = self.permit.as_ref().map(|permit| permit.window().until);
         permit.map_or(self.grant.expires_at, |until| until.min(self.grant.expires_at))
+    }
+
+    /// Returns how long it still holds: the grant by the server's clock, the permit by whichever clock is later, so that a
+    /// server that turns its own back does not stretch what the owner's keys signed (THREATS T12, AGT-10).
+    pub fn left(&self, now: Moment) -> Duration {
+        let grant = self.grant.expires_at.since(now.server);
+        let permit = self.permit.as_ref().map(|permit| permit.window().until);
+        permit.map_or(grant, |until| grant.min(until.since(now.latest())))
     }
 }
 
@@ -123,12 +132,22 @@ impl LocalPolicy {
         self.opens(right, &locked)
     }
 
-    /// Decides about one session from the text that the operator sent.
+    /// Decides about one session from the text that the operator sent. `own` is the device's own time, which is never
+    /// earlier than what a server has proven: by that alone a window closes and a permit ends, though the server turns its
+    /// clock back.
     ///
     /// # Errors
-    /// Returns [`Code::ServiceUnknown`] for what is no name or is not declared, [`Code::TokenScope`] for what the grant
+    /// Returns [`Code::OutsideWindow`], [`Code::ServiceUnknown`] for what is no name or is not declared, [`Code::TokenScope`] for what the grant
     /// does not cover, [`Code::LocalPolicy`], and for a locked service the code of what the permit lacks.
-    pub fn session(&self, right: &Right, asked: &str) -> Result<(ServiceName, &Service), Code> {
+    pub fn session(
+        &self,
+        right: &Right,
+        asked: &str,
+        own: UnixTime,
+    ) -> Result<(ServiceName, &Service), Code> {
+        if !self.windows.is_open(own) {
+            return Err(Code::OutsideWindow);
+        }
         let name: ServiceName = asked.parse().map_err(|_| Code::ServiceUnknown)?;
         let service = self.admits(&right.grant.operator, &name);
         if service == Err(Code::ServiceUnknown) {
@@ -140,6 +159,9 @@ impl LocalPolicy {
         let service = service?;
         if service.locked {
             self.opens(right, &[&name])?;
+            if let Some(permit) = &right.permit {
+                permit.window().holds(own)?;
+            }
         }
         Ok((name, service))
     }
@@ -148,7 +170,7 @@ impl LocalPolicy {
         self.services.get(service).is_some_and(|service| service.locked)
     }
 
-    /// Says whether the permit opens locked services. Its time is for who accepts the tunnel, which does not outlive it.
+    /// Says whether the permit opens locked services, in its time.
     fn opens(&self, right: &Right, locked: &[&ServiceName]) -> Result<(), Code> {
         if locked.is_empty() {
             return Ok(());
@@ -165,6 +187,9 @@ mod tests {
     use super::*;
     use crate::testing::{grant, lock_key, locked_policy, permit, policy};
 
+    /// When the grant of the tests was made.
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
     fn right(grant: Grant) -> Right {
         Right { grant, permit: None }
     }
@@ -172,7 +197,7 @@ mod tests {
     #[test]
     fn a_declared_and_granted_service_is_admitted() {
         let policy = policy();
-        let (name, service) = policy.session(&right(grant()), "ssh").unwrap();
+        let (name, service) = policy.session(&right(grant()), "ssh", NOW).unwrap();
         assert_eq!(name.as_str(), "ssh");
         assert_eq!(service.target, "tcp:127.0.0.1:22".parse().unwrap());
     }
@@ -199,7 +224,7 @@ mod tests {
             "ssh\0",
         ] {
             assert_eq!(
-                policy.session(&right(grant()), asked).unwrap_err(),
+                policy.session(&right(grant()), asked, NOW).unwrap_err(),
                 Code::ServiceUnknown,
                 "{asked:?}"
             );
@@ -209,7 +234,7 @@ mod tests {
     #[test]
     fn a_declared_service_needs_the_grant_too() {
         assert_eq!(
-            policy().session(&right(grant()), "web").unwrap_err(),
+            policy().session(&right(grant()), "web", NOW).unwrap_err(),
             Code::TokenScope
         );
     }
@@ -224,10 +249,13 @@ mod tests {
             Err(Code::LocalPolicy),
             "`web` is for bob alone"
         );
-        assert_eq!(policy().session(&right, "web").unwrap_err(), Code::LocalPolicy);
+        assert_eq!(
+            policy().session(&right, "web", NOW).unwrap_err(),
+            Code::LocalPolicy
+        );
         right.grant.services.push("shell".parse().unwrap());
         assert_eq!(
-            policy().session(&right, "shell").unwrap_err(),
+            policy().session(&right, "shell", NOW).unwrap_err(),
             Code::ServiceUnknown
         );
         right.grant.operator = "bob".parse().unwrap();
@@ -250,11 +278,11 @@ mod tests {
             (with(Some(permit.clone())), Ok(())),
         ] {
             assert_eq!(policy.admits_all(&right), expected);
-            assert_eq!(policy.session(&right, "ssh").map(drop), expected);
+            assert_eq!(policy.session(&right, "ssh", NOW).map(drop), expected);
         }
         let mut other = with(Some(permit));
         other.grant.operator = "eve".parse().unwrap();
-        assert_eq!(policy.session(&other, "ssh").unwrap_err(), Code::LockScope);
+        assert_eq!(policy.session(&other, "ssh", NOW).unwrap_err(), Code::LockScope);
     }
 
     #[test]
@@ -269,13 +297,49 @@ mod tests {
         assert_eq!(right.expires_at(), until, "the grant lasts longer");
         policy.lock = Some(Lock::new(1, vec![lock_key(9).verifying_key()]).unwrap());
         assert_eq!(policy.admits_all(&right), Err(Code::LockPermit));
-        assert_eq!(policy.session(&right, "ssh").unwrap_err(), Code::LockPermit);
+        assert_eq!(policy.session(&right, "ssh", NOW).unwrap_err(), Code::LockPermit);
         policy.lock = None;
         assert_eq!(
             policy.admits_all(&right),
             Err(Code::LockRequired),
             "without a lock a locked service is shut"
         );
+    }
+
+    // T12, AGT-10, I12
+    #[test]
+    fn a_server_that_turns_its_clock_back_stretches_no_permit_and_no_window() {
+        let hour = Duration::from_secs(3600);
+        let now = |server, own| Moment { server, own };
+        let from = grant().issued_at;
+        let half = hour / 2;
+        let with = Right {
+            permit: Some(permit(&grant())),
+            grant: grant(),
+        };
+        for (now, left) in [
+            (now(from, from), half),
+            (now(from.before(hour), from), half),
+            (now(from.before(hour), from.before(hour)), half + hour),
+            (now(from.before(hour), from.after(half)), Duration::ZERO),
+            (now(from.after(half), from), Duration::ZERO),
+        ] {
+            assert_eq!(with.left(now), left, "{now:?}");
+        }
+        // A grant is the server's own, and ends by its clock.
+        let without = right(grant());
+        assert_eq!(without.left(now(from, from.after(hour * 9))), hour);
+        assert_eq!(without.left(now(from.after(hour), from)), Duration::ZERO);
+
+        let mut policy = locked_policy();
+        let ssh = |policy: &LocalPolicy, own| policy.session(&with, "ssh", own).map(drop);
+        let last = from.after(half).before(Duration::from_secs(1));
+        assert_eq!(ssh(&policy, last), Ok(()));
+        assert_eq!(ssh(&policy, from.after(half)), Err(Code::LockTime));
+        // It is of Friday 2027-01-15, 08:00 UTC.
+        policy.windows = Windows(vec!["fri 08:00-08:29".parse().unwrap()]);
+        assert_eq!(ssh(&policy, from), Ok(()));
+        assert_eq!(ssh(&policy, last), Err(Code::OutsideWindow));
     }
 
     #[test]

@@ -7,10 +7,12 @@ use std::time::Instant;
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tunnel_net::clock::Clock;
 use tunnel_net::stream::{self, MessageError};
 use tunnel_proto::code::Code;
 use tunnel_proto::message::{EndedBy, FromAgent, OpenSession, SessionAnswer, SessionEnd, SessionEnded};
 
+use crate::acceptance::ServerTime;
 use crate::connect::{Reader, Writer, connect};
 use crate::consent::Consent;
 use crate::defaults::OPEN_DEADLINE;
@@ -45,6 +47,10 @@ pub(crate) struct Context {
     pub(crate) operator: Operator,
     /// What a person on site says to it.
     pub(crate) consent: Consent,
+    /// The server's time.
+    pub(crate) time: ServerTime,
+    /// The device's own.
+    pub(crate) clock: Arc<dyn Clock>,
     /// Ends all sessions of the tunnel.
     pub(crate) cut: CancellationToken,
     /// Why the tunnel has ended, once it has.
@@ -77,7 +83,7 @@ impl Context {
             (by, _) => by,
         };
         SessionEnd {
-            started_at: self.right.expires_at().before(self.life().left(record.started)),
+            started_at: self.time.now(record.started),
             by,
             cause: ended.filter(|_| by == EndedBy::Tunnel),
         }
@@ -86,7 +92,7 @@ impl Context {
     /// Waits until somebody on site has said yes, where the service that is wanted asks for that.
     async fn consented(&self, asked: &str) -> Result<(), Code> {
         let settings = Arc::clone(&self.settings.borrow());
-        let (_, service) = settings.policy.session(&self.right, asked)?;
+        let (_, service) = settings.policy.session(&self.right, asked, self.clock.now())?;
         match service.asks {
             true => self.consent.given().await,
             false => Ok(()),
@@ -102,7 +108,7 @@ impl Context {
         if !settings.recording {
             return Err(Code::AuditUnavailable);
         }
-        let (name, service) = settings.policy.session(&self.right, asked)?;
+        let (name, service) = settings.policy.session(&self.right, asked, self.clock.now())?;
         let permit = self
             .sessions
             .admit(&name, &settings.policy, &self.operator, Instant::now())?;

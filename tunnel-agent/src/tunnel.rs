@@ -21,6 +21,7 @@ use tunnel_proto::defaults::BIND_DEADLINE;
 use tunnel_proto::keys::LegKey;
 use tunnel_proto::message::{Attached, FromAgent, TunnelEnded};
 
+use crate::acceptance::ServerTime;
 use crate::consent::Consent;
 use crate::defaults::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 use crate::lifetime::Lifetime;
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
     pub(crate) sessions: Sessions,
     pub(crate) reports: mpsc::Sender<FromAgent>,
+    pub(crate) time: ServerTime,
 }
 
 /// A tunnel that was accepted.
@@ -77,6 +79,7 @@ impl Tunnel {
             settings,
             sessions,
             reports,
+            time,
         } = shared;
         let life = Mutex::new(Lifetime::new(Instant::now(), left, right.grant.limits));
         let cut = CancellationToken::new();
@@ -88,6 +91,8 @@ impl Tunnel {
             reports,
             operator,
             consent,
+            time,
+            clock: Arc::clone(&route.ends.clock),
             cut,
             ended: OnceLock::new(),
         });

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tunnel_proto::UnixTime;
 
+use crate::moment::Moment;
+
 const MINUTE: u64 = 60;
 const DAY: u64 = 24 * 60;
 const WEEK: u64 = 7 * DAY;
@@ -43,8 +45,25 @@ impl Windows {
         self.0.is_empty() || self.0.iter().any(|window| window.holds(minute_of_week(now)))
     }
 
+    /// Says whether operators are let in by both clocks: a server that turns its own opens no window (THREATS I12).
+    pub fn are_open(&self, now: Moment) -> bool {
+        self.is_open(now.server) && self.is_open(now.own)
+    }
+
+    /// Returns how long it is until operators are no longer let in, by whichever clock says so first: nothing at all when
+    /// they are not, and `None` if that never comes.
+    pub fn closes_in(&self, now: Moment) -> Option<Duration> {
+        if !self.are_open(now) {
+            return Some(Duration::ZERO);
+        }
+        self.open_for(now.server)
+            .into_iter()
+            .chain(self.open_for(now.own))
+            .min()
+    }
+
     /// Returns how long it is until operators are no longer let in; `None` if that never ends, or they are not let in.
-    pub fn open_for(&self, now: UnixTime) -> Option<Duration> {
+    fn open_for(&self, now: UnixTime) -> Option<Duration> {
         if self.0.is_empty() || !self.is_open(now) {
             return None;
         }
@@ -191,6 +210,26 @@ mod tests {
         assert_eq!(open_for(&["mon 06:00-18:00"], at(0, 5, 0)), None);
         assert_eq!(open_for(&["daily 00:00-24:00"], at(0, 5, 0)), None);
         assert_eq!(Windows::default().open_for(MONDAY), None);
+    }
+
+    /// THREATS I12: it closes by the clock that is there first, and is closed for both then.
+    #[test]
+    fn a_window_closes_by_either_clock_and_is_over_at_once() {
+        let work = windows(&["mon-fri 06:00-18:00"]);
+        let hour = Duration::from_secs(3600);
+        for (server, own, closes_in) in [
+            (at(0, 16, 0), at(0, 16, 0), hour * 2),
+            (at(0, 16, 0), at(0, 17, 0), hour),
+            (at(0, 17, 0), at(0, 16, 0), hour),
+            (at(0, 17, 0), at(0, 18, 0), Duration::ZERO),
+            (at(0, 18, 0), at(0, 17, 0), Duration::ZERO),
+            (at(0, 19, 0), at(0, 19, 0), Duration::ZERO),
+        ] {
+            let now = Moment { server, own };
+            assert_eq!(work.closes_in(now), Some(closes_in), "{now:?}");
+            assert_eq!(work.are_open(now), !closes_in.is_zero(), "{now:?}");
+            assert_eq!(Windows::default().closes_in(now), None);
+        }
     }
 
     #[test]

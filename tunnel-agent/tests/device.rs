@@ -12,14 +12,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tunnel_agent::access::Switch;
+use tunnel_net::clock::{Clock as _, SystemClock};
 use tunnel_net::{files, stream};
-use tunnel_proto::Code;
 use tunnel_proto::code::Refusal;
 use tunnel_proto::cose::SigningKey;
 use tunnel_proto::grant::{Grant, Limits};
 use tunnel_proto::keys::{KeyHash, Secret};
 use tunnel_proto::lock::{Access, Lock, Permit, Statement, Window};
 use tunnel_proto::message::{Attached, EndTunnel, EndedBy, FromAgent, FromServer, Goodbye, Renewed, Rotate};
+use tunnel_proto::{Code, UnixTime};
 
 /// A local service that a test plays itself.
 async fn service() -> (TcpListener, String) {
@@ -255,6 +256,70 @@ async fn a_permit_opens_a_locked_service_and_its_end_is_the_tunnels() {
         server.offer_with(&mut link, &late, Some(&permit)).await,
         Some(Code::LockTime)
     );
+}
+
+// T12, AGT-10
+#[tokio::test]
+async fn a_server_that_turned_its_clock_back_does_not_stretch_a_permit() {
+    let (listener, services) = service().await;
+    let locked = services.replace("services.ssh", "services.plc");
+    let config = format!("lock = \"{}\"\n{locked}locked = true\n", lock().to_text());
+    let server = Server::start().await;
+    let _device = Device::start(&server, &config).await;
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let now = SystemClock.now();
+    let mut link = server.link_at(now.before(hours(2))).await;
+    let grant = Grant {
+        issued_at: now.before(hours(2)),
+        expires_at: now.after(hours(1)),
+        ..server.grant(&link, 1, &["plc"])
+    };
+    let permit = permit(&grant, &[13, 11], |one| {
+        one.window.until = SystemClock.now().after(Duration::from_secs(8));
+    });
+    assert_eq!(server.offer_with(&mut link, &grant, Some(&permit)).await, None);
+    server.attach(&mut link, &grant).await;
+    let tunnel = soon("the tunnel", server.connect(&grant, &server.operator))
+        .await
+        .unwrap();
+    let (refused, _send, _recv) = tunnel.session("plc").await;
+    assert_eq!(refused, None);
+    accept(&listener).await;
+    assert_eq!(tunnel.closed().await, Code::TunnelExpired);
+    assert_eq!(link.tunnel_ended(&grant).await, Code::TunnelExpired);
+    assert!(SystemClock.now() >= permit.window().until, "it has its time");
+}
+
+// I12
+#[tokio::test]
+async fn a_window_that_has_closed_ends_its_tunnels_whatever_wakes_the_agent() {
+    let (_listener, services) = service().await;
+    let now = SystemClock.now();
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let text = |time: UnixTime| {
+        let minutes = time.as_secs() / 60 % (24 * 60);
+        format!("{:02}:{:02}", minutes / 60, minutes % 60)
+    };
+    let (from, to) = (text(now.before(hours(1))), text(now.after(hours(2))));
+    let config = format!("maintenance.windows = [\"daily {from}-{to}\"]\n{services}");
+    let server = Server::start().await;
+    let _device = Device::start(&server, &config).await;
+    let mut link = server.link().await;
+    let grant = Grant {
+        expires_at: now.after(hours(6)),
+        ..server.grant(&link, 1, &["ssh"])
+    };
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    // Half an hour goes by while the device sleeps, and the window is still open; then it is not.
+    link.connection.close(0u32.into(), b"restart");
+    let link = server.link_at(now.after(Duration::from_secs(1800))).await;
+    assert_eq!(link.hello.tunnels, [grant.tunnel]);
+    let (refused, _send, _recv) = tunnel.session("ssh").await;
+    assert_eq!(refused, None);
+    link.connection.close(0u32.into(), b"restart");
+    let mut link = server.link_at(now.after(hours(3))).await;
+    assert_eq!(tunnel.closed().await, Code::OutsideWindow);
+    assert_eq!(link.tunnel_ended(&grant).await, Code::OutsideWindow);
 }
 
 #[tokio::test]

@@ -124,12 +124,11 @@ impl Agent {
     }
 
     pub(super) fn handle_server_time(&mut self, clock: UnixTime) {
-        let time = ServerTime::new(clock, Instant::now());
-        self.server_time = Some(time);
+        self.server_time = Some(ServerTime::new(clock, Instant::now()));
         self.clock.prove(clock);
         self.pass_time(clock);
-        // The monotonic clock stands still while a device sleeps; the server's does not.
-        self.end_tunnels(Code::TunnelExpired, |live| live.right.expires_at() <= clock);
+        // The monotonic clock stands still while a device sleeps; the server's does not, nor the device's own.
+        self.end_overdue();
         if worth_saving(self.saved_floor, self.clock.floor()) {
             self.save_clock();
         }

@@ -1,6 +1,6 @@
 //! What the server says about tunnels.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 use tracing::Instrument as _;
@@ -13,8 +13,9 @@ use tunnel_proto::message::{
 };
 
 use super::{Agent, Live};
-use crate::acceptance::Situation;
+use crate::acceptance::{ServerTime, Situation};
 use crate::consent::Consent;
+use crate::moment::Moment;
 use crate::operator::Operator;
 use crate::policy::Right;
 use crate::tunnel::{Shared, Tunnel};
@@ -23,9 +24,10 @@ impl Agent {
     /// Decides about an offer, answers it, and goes on to attach what was accepted.
     pub(super) fn handle_offer(&mut self, offer: &Offer) {
         let tunnel = offer.tunnel;
-        let refused = match self.judge(offer) {
-            Ok(right) => {
-                self.start(right);
+        let time = self.server_time.ok_or(Code::Protocol);
+        let refused = match time.and_then(|time| Ok((self.judge(offer, time)?, time))) {
+            Ok(((right, left), time)) => {
+                self.start(right, left, time);
                 None
             }
             Err(code) => {
@@ -44,24 +46,29 @@ impl Agent {
         }
     }
 
-    fn judge(&mut self, offer: &Offer) -> Result<Right, Code> {
+    /// Decides, and says for how long.
+    fn judge(&mut self, offer: &Offer, time: ServerTime) -> Result<(Right, Duration), Code> {
         let (tunnels, ghost) = self.count();
         let linked = self.linked.as_ref().ok_or(Code::Protocol)?;
         let grant_key = linked.grant_key.as_ref().ok_or(Code::Protocol)?;
-        let time = self.server_time.ok_or(Code::Protocol)?;
+        let now = Moment {
+            server: time.now(Instant::now()),
+            own: self.clock.now(),
+        };
         let settings = self.settings.borrow();
         let situation = Situation {
             grant_key,
             nonce: &linked.nonce,
             server: &linked.server,
-            own_time: self.clock.now(),
-            now: time.now(Instant::now()),
+            now,
             policy: &settings.policy,
             access: settings.access,
             tunnels,
             ghost: ghost.as_ref(),
         };
-        self.acceptance.judge(offer, &situation)
+        let right = self.acceptance.judge(offer, &situation)?;
+        let left = right.left(now);
+        Ok((right, left))
     }
 
     /// Returns how many tunnels count, and the operator of the one that gives way where there is no room: the one that has
@@ -78,13 +85,8 @@ impl Agent {
         (count, ghost)
     }
 
-    fn start(&mut self, right: Right) {
-        let now = self
-            .server_time
-            .map(|time| time.now(Instant::now()))
-            .unwrap_or_default();
-        let (expires_at, grant) = (right.expires_at(), &right.grant);
-        let left = expires_at.since(now);
+    fn start(&mut self, right: Right, left: Duration, time: ServerTime) {
+        let grant = &right.grant;
         let id = grant.tunnel;
         tracing::info!(
             tunnel = id.fmt_short(),
@@ -103,6 +105,7 @@ impl Agent {
             settings: self.settings.subscribe(),
             sessions: self.sessions.clone(),
             reports: self.reports.0.clone(),
+            time,
         };
         let tunnel = Tunnel::new(
             right.clone(),

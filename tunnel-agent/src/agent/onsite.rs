@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use serde_json::json;
+use tunnel_net::clock::Clock as _;
 use tunnel_proto::code::Code;
 use tunnel_proto::{TunnelId, UnixTime};
 
 use super::{Agent, Live};
+use crate::moment::Moment;
 use crate::site::Word;
 
 impl Agent {
@@ -54,21 +56,26 @@ impl Agent {
         }
     }
 
-    /// Returns when the owner's window closes, while somebody is in; other calls may change it.
-    pub(super) fn window_closes(&self) -> Option<Instant> {
-        let live = self.tunnels.values().any(|live| live.end.is_some());
-        let now = Instant::now();
-        let time = self.server_time.filter(|_| live)?.now(now);
-        let open_for = self.options.config.policy.windows.open_for(time)?;
-        Some(now + open_for)
+    /// Returns what time it is, once a server has said its own.
+    fn moment(&self) -> Option<Moment> {
+        let server = self.server_time?.now(Instant::now());
+        let own = self.clock.now();
+        Some(Moment { server, own })
     }
 
-    /// Ends all tunnels if it is outside of the owner's windows.
-    pub(super) fn handle_window(&mut self) {
-        let windows = &self.options.config.policy.windows;
-        if let Some(time) = self.server_time
-            && !windows.is_open(time.now(Instant::now()))
-        {
+    /// Returns when the owner's window closes, while somebody is in; other calls may change it. One that has closed
+    /// meanwhile is due now: this is asked on each turn, and the turn before may have been for something else.
+    pub(super) fn window_closes(&self) -> Option<Instant> {
+        let live = self.tunnels.values().any(|live| live.end.is_some());
+        let now = self.moment().filter(|_| live)?;
+        Some(Instant::now() + self.options.config.policy.windows.closes_in(now)?)
+    }
+
+    /// Ends the tunnels whose time is over, by the server's clock or the device's own: their right's, or the owner's window.
+    pub(super) fn end_overdue(&mut self) {
+        let Some(now) = self.moment() else { return };
+        self.end_tunnels(Code::TunnelExpired, |live| live.right.left(now).is_zero());
+        if !self.options.config.policy.windows.are_open(now) {
             self.end_tunnels(Code::OutsideWindow, |_| true);
         }
     }

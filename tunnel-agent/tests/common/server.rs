@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::net::UdpSocket;
@@ -28,7 +28,7 @@ use tunnel_proto::lock::Permit;
 use tunnel_proto::message::{
     Attached, FromAgent, FromServer, Hello, Offer, OpenSession, Pong, SessionAnswer, Welcome,
 };
-use tunnel_proto::{CircuitId, Code, TunnelId};
+use tunnel_proto::{CircuitId, Code, TunnelId, UnixTime};
 
 use super::{Fleet, SOON, closed_port, write_config};
 
@@ -75,6 +75,12 @@ impl Server {
 
     /// Waits for an agent, and welcomes it.
     pub(crate) async fn link(&self) -> Link {
+        self.link_at(SystemClock.now()).await
+    }
+
+    /// As [`Server::link`], with a clock that says `clock` now.
+    pub(crate) async fn link_at(&self, clock: UnixTime) -> Link {
+        let since = Instant::now();
         let incoming = soon("an agent", self.endpoint.accept()).await.unwrap();
         let connection = soon("a handshake", incoming.accept().unwrap()).await.unwrap();
         let (mut send, mut recv) = soon("a stream", connection.accept_bi()).await.unwrap();
@@ -86,7 +92,7 @@ impl Server {
         };
         let welcome = FromServer::Welcome(Welcome {
             node: "node-1".parse().unwrap(),
-            clock: SystemClock.now(),
+            clock,
             grant_key: self.signer.verifying_key(),
             ended: Vec::new(),
         });
@@ -96,6 +102,7 @@ impl Server {
             send,
             recv,
             hello,
+            clock: (clock, since),
         }
     }
 
@@ -225,6 +232,8 @@ pub(crate) struct Link {
     pub(crate) send: SendStream,
     recv: RecvStream,
     pub(crate) hello: Hello,
+    /// What the server's clock said when.
+    clock: (UnixTime, Instant),
 }
 
 impl Link {
@@ -244,7 +253,7 @@ impl Link {
                         seq: ping.seq,
                         proof: 9,
                         seen_as: Some("a".into()),
-                        clock: SystemClock.now(),
+                        clock: self.clock.0.after(self.clock.1.elapsed()),
                     };
                     // An agent that is about to go takes no answer, and may have more to say.
                     let _ = stream::write_message(&mut self.send, &FromServer::Pong(pong)).await;
@@ -259,7 +268,7 @@ impl Link {
         loop {
             match self.next().await {
                 FromAgent::TunnelEnded(ended) if ended.tunnel == grant.tunnel => return ended.reason,
-                FromAgent::SessionEnded(_) | FromAgent::Report(_) => {}
+                FromAgent::SessionEnded(_) | FromAgent::Report(_) | FromAgent::Outages(_) => {}
                 other => panic!("{other:?}"),
             }
         }
