@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tunnel_proto::Code;
+use tunnel_proto::defaults::{CLOCK_TOLERANCE, TUNNEL_LIFETIME_MAX};
 use tunnel_proto::grant::Limits;
 
 /// The time and the sessions of one tunnel.
@@ -19,10 +20,10 @@ pub struct Lifetime {
 }
 
 impl Lifetime {
-    /// Starts the life of a tunnel that has `left` until its grant's end.
+    /// Starts the life of a tunnel that has `left` until its grant's end; no tunnel lives longer than any may.
     pub fn new(now: Instant, left: Duration, limits: Limits) -> Self {
         Self {
-            ends: now + left,
+            ends: now + left.min(TUNNEL_LIFETIME_MAX + CLOCK_TOLERANCE),
             idle: Duration::from_secs(limits.idle_secs.into()),
             idle_since: now,
             max_sessions: limits.sessions,
@@ -83,21 +84,30 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(900);
     const HOUR: Duration = Duration::from_secs(3600);
 
+    const LIMITS: Limits = Limits {
+        sessions: 2,
+        bytes: None,
+        bytes_per_sec: None,
+        idle_secs: 900,
+    };
+
     fn lifetime() -> (Lifetime, Instant) {
         let start = crate::testing::start();
-        (
-            Lifetime::new(
-                start,
-                HOUR,
-                Limits {
-                    sessions: 2,
-                    bytes: None,
-                    bytes_per_sec: None,
-                    idle_secs: 900,
-                },
-            ),
-            start,
-        )
+        (Lifetime::new(start, HOUR, LIMITS), start)
+    }
+
+    /// A time without end is none that can be added to another.
+    #[test]
+    fn no_tunnel_lives_longer_than_any_may() {
+        let start = crate::testing::start();
+        for (left, lives) in [
+            (HOUR * 12, HOUR * 12),
+            (Duration::MAX, HOUR * 12 + Duration::from_secs(60)),
+        ] {
+            let mut life = Lifetime::new(start, left, LIMITS);
+            life.session_started().unwrap();
+            assert_eq!(life.next_timeout(), start + lives);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tunnel_net::link::Try;
 use tunnel_net::{quic, tls};
 use tunnel_proto::api::{AttachTunnel, AttachedTunnel, OpenTunnel, OpenedTunnel};
 use tunnel_proto::bind::Role;
+use tunnel_proto::defaults::{CLOCK_TOLERANCE, TUNNEL_LIFETIME_MAX};
 use tunnel_proto::ids::unhex;
 use tunnel_proto::keys::{LegKey, Secret};
 use tunnel_proto::{Code, DeviceId, Identity, ServiceName, TunnelId};
@@ -106,9 +107,7 @@ impl Tunnel {
         let answer = ask(&mut api, &request, talk)
             .await
             .map_err(|error| error.into_failure(&what))?;
-        // Both times are of the server's clock, and what has gone by is of this machine's that nobody sets.
-        let lifetime = Duration::from_secs(answer.expires_at.saturating_sub(answer.opened_at));
-        let expires = Instant::now() + lifetime;
+        let expires = Instant::now() + lifetime(answer.opened_at, answer.expires_at);
         // Who must be at the other end follows from what was asked for, not from what the server says (THREATS DAT-28).
         let device = Identity::device(login.trust.trust_domain(), &wish.device);
         if answer.device_identity != device.to_string() {
@@ -197,6 +196,12 @@ impl Tunnel {
     }
 }
 
+/// Returns how long a tunnel lives. Both times are of the server's clock, and what goes by is of this machine's that nobody
+/// sets; whatever a server says, none lives longer than any may.
+fn lifetime(opened_at: u64, expires_at: u64) -> Duration {
+    Duration::from_secs(expires_at.saturating_sub(opened_at)).min(TUNNEL_LIFETIME_MAX + CLOCK_TOLERANCE)
+}
+
 /// Asks for the tunnel, and again for a while if nobody answers. An answer that was lost costs a tunnel that nobody uses,
 /// which ends by itself.
 async fn ask(api: &mut Api, request: &OpenTunnel, talk: Output) -> Result<OpenedTunnel, HttpError> {
@@ -266,5 +271,24 @@ async fn connect(
             Err(_) => Err(failed(Code::DeviceSilent)),
         },
         refusal = end.told() => Err(Failure::refused(&refusal, what)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_server_names_a_lifetime_that_is_without_end() {
+        let most = TUNNEL_LIFETIME_MAX + CLOCK_TOLERANCE;
+        for (opened_at, expires_at, lives) in [
+            (1000, 4600, Duration::from_secs(3600)),
+            (0, TUNNEL_LIFETIME_MAX.as_secs(), TUNNEL_LIFETIME_MAX),
+            (4600, 1000, Duration::ZERO),
+            (0, 1_800_003_600, most),
+            (0, u64::MAX, most),
+        ] {
+            assert_eq!(lifetime(opened_at, expires_at), lives, "{opened_at} {expires_at}");
+        }
     }
 }

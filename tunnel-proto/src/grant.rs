@@ -7,6 +7,7 @@ use minicbor::{Decoder, Encoder};
 use crate::bind::Role;
 use crate::code::Code;
 use crate::cose::{CoseError, Purpose, SigningKey, VerifyingKey};
+use crate::defaults::{CLOCK_TOLERANCE, TUNNEL_LIFETIME_MAX};
 use crate::ids::TunnelId;
 use crate::keys::KeyHash;
 use crate::names::{DeviceId, Identity, NodeName, OperatorName, ServiceName, Subject, TrustDomain};
@@ -120,6 +121,10 @@ impl Grant {
         }
         if self.nonce != *nonce {
             return Err(Code::TokenReplay);
+        }
+        // Longer than any tunnel may live: nobody adds it to a time of its own.
+        if self.expires_at.since(self.issued_at) > TUNNEL_LIFETIME_MAX + CLOCK_TOLERANCE {
+            return Err(Code::TokenMalformed);
         }
         crate::token::in_time(self.issued_at, self.expires_at, now, tolerance)
     }
@@ -457,6 +462,23 @@ mod tests {
             check(&grant(), me, [4; 16], NOW.before(Duration::from_secs(61))),
             Err(Code::TokenNotYet)
         );
+    }
+
+    /// THREATS TOK-06: a server that names a time without end.
+    #[test]
+    fn a_grant_that_lasts_longer_than_any_may_is_refused() {
+        let me = "spiffe://fleet.example/device/pump-17";
+        let lasts = |span| Grant {
+            expires_at: NOW.after(span),
+            ..grant()
+        };
+        assert_eq!(check(&lasts(TUNNEL_LIFETIME_MAX), me, [4; 16], NOW), Ok(()));
+        for span in [
+            TUNNEL_LIFETIME_MAX + CLOCK_TOLERANCE + Duration::from_secs(1),
+            Duration::MAX,
+        ] {
+            assert_eq!(check(&lasts(span), me, [4; 16], NOW), Err(Code::TokenMalformed));
+        }
     }
 
     /// THREATS TOK-07.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tunnel_net::clock::{Clock as _, SystemClock};
 use tunnel_proto::api::{Approval, AskApproval, DecideApproval};
 use tunnel_proto::backoff::Backoff;
@@ -74,9 +73,9 @@ async fn wait_for(api: &mut Api, asked: &Approval, wait: Option<Duration>) -> Re
             }
         }
     };
-    let left = UnixTime::from_secs(asked.expires_at).since(SystemClock.now());
-    let deadline = Instant::now() + wait.unwrap_or(left + Duration::from_secs(60));
-    let approval = match tokio::time::timeout_at(deadline, decided).await {
+    let wait = wait.unwrap_or_else(|| patience(asked.expires_at, SystemClock.now()));
+    // Not as a time of day, which a span without end does not lead to.
+    let approval = match tokio::time::timeout(wait, decided).await {
         Ok(decided) => decided?,
         Err(_) => {
             return Err(Failure::new(Code::Deadline, what)
@@ -95,6 +94,12 @@ async fn wait_for(api: &mut Api, asked: &Approval, wait: Option<Duration>) -> Re
         Some(detail) => failure.detail(detail),
         None => failure,
     })
+}
+
+/// Returns how long somebody can decide, and a little more for the news of it; a server may say that it is for ever.
+fn patience(expires_at: u64, now: UnixTime) -> Duration {
+    let left = UnixTime::from_secs(expires_at).since(now);
+    left.saturating_add(Duration::from_secs(60))
 }
 
 /// Lists approvals, or shows one.
@@ -265,6 +270,17 @@ async fn find(api: &mut Api, text: &str) -> Result<ApprovalId, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_names_a_time_without_end_is_waited_for() {
+        let now = UnixTime::from_secs(1000);
+        assert_eq!(patience(4600, now), Duration::from_secs(3660));
+        assert_eq!(patience(0, now), Duration::from_secs(60));
+        for expires_at in [u64::MAX, u64::MAX - 10] {
+            let decided = tokio::time::timeout(patience(expires_at, UnixTime::default()), async { 7 });
+            assert_eq!(decided.await, Ok(7));
+        }
+    }
 
     #[test]
     fn an_approval_is_shown_with_what_is_next() {
