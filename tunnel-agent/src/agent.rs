@@ -301,6 +301,21 @@ impl Agent {
         if let Some(message) = self.outgoing.pop() {
             room.send(message);
         }
+        self.note_dropped();
+    }
+
+    /// Notes what was not told for want of room, once all else is.
+    fn note_dropped(&mut self) {
+        if self.outgoing.is_empty()
+            && let Some(dropped) = self.outgoing.take_dropped()
+        {
+            let (refusals, others) = (dropped.refusals, dropped.others);
+            tracing::warn!(
+                refusals,
+                others,
+                "more waited for the server than there is room for"
+            );
+        }
     }
 
     fn handle_event(&mut self, event: Event) {

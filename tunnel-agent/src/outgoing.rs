@@ -9,7 +9,16 @@ use tunnel_proto::message::FromAgent;
 pub struct Outgoing {
     waiting: VecDeque<FromAgent>,
     capacity: usize,
-    dropped: u64,
+    dropped: Dropped,
+}
+
+/// How many messages were dropped for want of room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Dropped {
+    /// Of sessions that were refused.
+    pub refusals: u64,
+    /// Of anything else.
+    pub others: u64,
 }
 
 impl Outgoing {
@@ -18,21 +27,24 @@ impl Outgoing {
         Self {
             waiting: VecDeque::new(),
             capacity,
-            dropped: 0,
+            dropped: Dropped::default(),
         }
     }
 
-    /// Adds a message. When the queue is full, the oldest end of a session makes room, else the oldest message.
+    /// Adds a message. When the queue is full, the oldest of the least worth makes room: of sessions that were refused,
+    /// which cost an operator nothing to have, then of sessions that took place, then of all.
     pub fn push(&mut self, message: FromAgent) {
-        if self.waiting.len() >= self.capacity {
-            let session = self
-                .waiting
-                .iter()
-                .position(|message| matches!(message, FromAgent::SessionEnded(_)));
-            self.waiting.remove(session.unwrap_or(0));
-            self.dropped += 1;
-        }
         self.waiting.push_back(message);
+        if self.waiting.len() <= self.capacity {
+            return;
+        }
+        let waiting = self.waiting.iter().map(worth).enumerate();
+        let (place, least) = waiting.min_by_key(|(_, worth)| *worth).unwrap_or_default();
+        self.waiting.remove(place);
+        match least {
+            0 => self.dropped.refusals += 1,
+            _ => self.dropped.others += 1,
+        }
     }
 
     /// Takes the oldest message.
@@ -51,9 +63,19 @@ impl Outgoing {
         self.waiting.is_empty()
     }
 
-    /// Returns how many messages were dropped for want of room.
-    pub const fn dropped(&self) -> u64 {
-        self.dropped
+    /// Returns what was dropped for want of room since this was asked last, if anything was.
+    pub fn take_dropped(&mut self) -> Option<Dropped> {
+        let dropped = std::mem::take(&mut self.dropped);
+        (dropped != Dropped::default()).then_some(dropped)
+    }
+}
+
+/// Says how much a message is worth beside others: less makes room first.
+const fn worth(message: &FromAgent) -> u8 {
+    match message {
+        FromAgent::SessionEnded(ended) if ended.refused.is_some() => 0,
+        FromAgent::SessionEnded(_) => 1,
+        _ => 2,
     }
 }
 
@@ -98,13 +120,47 @@ mod tests {
         assert!(queue.is_empty());
     }
 
+    fn refused(number: u8) -> FromAgent {
+        let FromAgent::SessionEnded(ended) = session(number) else {
+            unreachable!("a session is one")
+        };
+        FromAgent::SessionEnded(SessionEnded {
+            refused: Some(Code::ServiceUnknown),
+            ..ended
+        })
+    }
+
+    #[test]
+    fn a_flood_of_refusals_pushes_out_no_session_that_took_place() {
+        let mut queue = Outgoing::new(4);
+        queue.push(session(1));
+        queue.push(refused(1));
+        queue.push(session(2));
+        (0..100).for_each(|_| queue.push(refused(2)));
+        queue.push(session(3));
+        queue.push(tunnel(1));
+        let dropped = Dropped {
+            refusals: 101,
+            others: 0,
+        };
+        assert_eq!(queue.take_dropped(), Some(dropped));
+        (0..100).for_each(|_| queue.push(refused(3)));
+        let rest: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        assert_eq!(rest, [session(1), session(2), session(3), tunnel(1)]);
+    }
+
     #[test]
     fn a_full_queue_keeps_ends_of_tunnels() {
         let mut queue = Outgoing::new(3);
         for message in [tunnel(1), session(1), session(2), tunnel(2), tunnel(3), tunnel(4)] {
             queue.push(message);
         }
-        assert_eq!(queue.dropped(), 3);
+        let dropped = Dropped {
+            refusals: 0,
+            others: 3,
+        };
+        assert_eq!(queue.take_dropped(), Some(dropped));
+        assert_eq!(queue.take_dropped(), None, "told once");
         let rest: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
         assert_eq!(rest, [tunnel(2), tunnel(3), tunnel(4)]);
     }

@@ -117,6 +117,7 @@ impl Agent {
                 self.duty.tell(&Message::Ended(message));
             }
         }
+        self.note_dropped();
         self.tunnels.is_empty() && self.linked.is_none()
     }
 
