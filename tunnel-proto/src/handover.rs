@@ -76,6 +76,10 @@ pub struct Order {
     /// Tunnels that other workers of this device keep alive; only the active worker is told.
     #[n(1)]
     pub others: Vec<TunnelId>,
+    /// Whether the server can record what happens, as it told the active worker; the others are told, and hear nothing
+    /// where that one does not know.
+    #[n(2)]
+    pub recording: Option<bool>,
 }
 
 /// How a worker is.
@@ -97,6 +101,9 @@ pub struct State {
     /// The tunnels that it keeps alive.
     #[n(4)]
     pub tunnels: Vec<TunnelId>,
+    /// Whether the server can record what happens; `None` from a worker without a link.
+    #[n(5)]
+    pub recording: Option<bool>,
 }
 
 impl Message {
@@ -128,6 +135,7 @@ mod tests {
             Message::Order(Order {
                 role: Role::Waiting,
                 others: vec![tunnel],
+                recording: Some(false),
             }),
             Message::State(State {
                 protocol: VERSION,
@@ -135,6 +143,7 @@ mod tests {
                 role: Role::Active,
                 linked: true,
                 tunnels: vec![tunnel],
+                recording: Some(true),
             }),
             Message::Status("linked".into()),
             Message::Reload,
@@ -167,11 +176,17 @@ mod tests {
         let mut e = minicbor::Encoder::new(Vec::new());
         let order = e.array(2).and_then(|e| e.u8(1)).and_then(|e| e.array(1));
         let order = order.and_then(|e| e.map(3)).and_then(|e| e.u8(0)?.u8(2));
+        // One of before says nothing of recording.
         let order = order.and_then(|e| e.u8(1)?.array(0)?.u8(99)?.str("new"));
         assert!(order.is_ok());
         let read = Message::from_packet(e.writer());
         let (role, others) = (Role::Draining, Vec::new());
-        assert_eq!(read, Some(Message::Order(Order { role, others })));
+        let order = Order {
+            role,
+            others,
+            recording: None,
+        };
+        assert_eq!(read, Some(Message::Order(order)));
         assert_eq!(
             Message::from_packet(&[0x82, 0x18, 99, 0x80]),
             None,
@@ -185,6 +200,7 @@ mod tests {
         let order = Order {
             role: Role::Active,
             others: tunnels,
+            recording: Some(true),
         };
         assert!(Message::Order(order).to_packet().len() < MAX_PACKET);
     }

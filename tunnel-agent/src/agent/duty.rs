@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tunnel_proto::code::Code;
-use tunnel_proto::handover::{self, Message, Order, Role, State};
+use tunnel_proto::handover::{self, Message, Role, State};
 use tunnel_proto::message::{EndTunnel, FromAgent};
 use tunnel_proto::{TunnelId, UnixTime};
 
@@ -91,15 +91,17 @@ impl Agent {
         if self.duty.channel.is_none() {
             return;
         }
+        let linked = self
+            .linked
+            .as_ref()
+            .is_some_and(|linked| linked.grant_key.is_some());
         let state = State {
             protocol: handover::VERSION,
             version: env!("CARGO_PKG_VERSION").into(),
             role: self.duty.role,
-            linked: self
-                .linked
-                .as_ref()
-                .is_some_and(|linked| linked.grant_key.is_some()),
+            linked,
             tunnels: self.tunnels.keys().copied().collect(),
+            recording: linked.then(|| self.settings.borrow().recording),
         };
         if self.duty.told.as_ref() != Some(&state) {
             self.duty.tell(&Message::State(state.clone()));
@@ -140,9 +142,13 @@ impl Agent {
     fn handle_supervisor(&mut self, message: Message) {
         match message {
             Message::Ask => self.duty.told = None,
-            Message::Order(Order { role, others }) => {
-                self.duty.others = others.into_iter().collect();
-                self.take_role(role);
+            Message::Order(order) => {
+                self.duty.others = order.others.into_iter().collect();
+                self.take_role(order.role);
+                let told = order.recording.unwrap_or(self.settings.borrow().recording);
+                if told != self.settings.borrow().recording {
+                    self.handle_recording(told);
+                }
             }
             Message::Reload => self.reload(),
             Message::EndTunnel(end) => self.end_tunnel(end.tunnel, end.reason.code),

@@ -498,6 +498,9 @@ impl Succession {
             return;
         }
         let (front, incumbent) = (self.front(), self.incumbent());
+        // Only who has the link hears whether the server can record, and sessions begin in all.
+        let state = front.and_then(|front| self.workers.get(&front)?.state.as_ref());
+        let recording = state.and_then(|state| state.recording);
         let numbers: Vec<_> = self.workers.keys().copied().collect();
         for number in numbers {
             let order = if front == Some(number) {
@@ -505,6 +508,7 @@ impl Succession {
                 Order {
                     role: Role::Active,
                     others,
+                    recording: None,
                 }
             } else {
                 let waits = front.is_some() && incumbent == Some(number);
@@ -512,6 +516,7 @@ impl Succession {
                 Order {
                     role,
                     others: Vec::new(),
+                    recording,
                 }
             };
             let Some(worker) = self.workers.get_mut(&number) else {

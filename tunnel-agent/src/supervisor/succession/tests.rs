@@ -35,6 +35,7 @@ fn state(role: Role, linked: bool, tunnels: &[u8]) -> Message {
         role,
         linked,
         tunnels: tunnels.iter().copied().map(tunnel).collect(),
+        recording: None,
     })
 }
 
@@ -442,6 +443,49 @@ fn a_worker_of_before_that_says_nothing_holds_nobody_up() {
     assert_eq!(
         (world.role(4), world.role(9)),
         (Some(Role::Draining), Some(Role::Waiting))
+    );
+}
+
+/// A server that cannot record has no session begin in any worker; only the one with the link hears it from the server.
+#[test]
+fn whether_the_server_can_record_reaches_the_others() {
+    let mut world = World::restarted(PROVEN);
+    let says = |worker: u64, recording| {
+        let Message::State(state) = state(Role::Active, true, &[u8::try_from(worker).unwrap()]) else {
+            unreachable!("it is a state")
+        };
+        Message::State(State { recording, ..state })
+    };
+    let told = |world: &World, worker: u64| {
+        world.succession.workers[&worker]
+            .ordered
+            .clone()
+            .unwrap()
+            .recording
+    };
+    for recording in [Some(true), Some(false), Some(true), None, Some(false)] {
+        world.say(2, says(2, recording));
+        assert_eq!(
+            (world.role(1), told(&world, 1)),
+            (Some(Role::Draining), recording)
+        );
+        let sent = world.take().into_iter().any(|output| {
+            let order = Order {
+                role: Role::Draining,
+                others: Vec::new(),
+                recording,
+            };
+            let message = Message::Order(order);
+            output == Output::Send { worker: 1, message }
+        });
+        assert!(sent, "{recording:?}");
+        assert_eq!(told(&world, 2), None, "the front knows best");
+    }
+    world.say(1, says(1, Some(true)));
+    assert_eq!(
+        told(&world, 1),
+        Some(false),
+        "only the front speaks for the server"
     );
 }
 
