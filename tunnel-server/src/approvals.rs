@@ -6,7 +6,8 @@
 //!    └────────────────────────────┴──who asked, or who may approve, takes it back──> withdrawn
 //! ```
 //!
-//! A pending one expires when nobody decides in time, an approved one when its window is over.
+//! A pending one expires when nobody decides in time, an approved one when its window is over. That is for good, wherever
+//! the clock is set to afterwards.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -54,6 +55,8 @@ pub enum State {
     Denied,
     /// It was taken back.
     Withdrawn,
+    /// Its time is over, and somebody has seen that.
+    Expired,
 }
 
 /// How an approval ended.
@@ -87,7 +90,13 @@ pub struct Approval {
 }
 
 impl State {
-    const ALL: [Self; 4] = [Self::Pending, Self::Approved, Self::Denied, Self::Withdrawn];
+    const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Approved,
+        Self::Denied,
+        Self::Withdrawn,
+        Self::Expired,
+    ];
 
     /// Returns the state as the API and the store write it.
     pub const fn as_str(self) -> &'static str {
@@ -96,6 +105,7 @@ impl State {
             Self::Approved => "approved",
             Self::Denied => "denied",
             Self::Withdrawn => "withdrawn",
+            Self::Expired => "expired",
         }
     }
 
@@ -128,7 +138,7 @@ impl Approval {
     /// Returns the state as the API calls it.
     pub fn state_at(&self, now: UnixTime) -> &'static str {
         match self.state {
-            State::Pending | State::Approved if self.is_over(now) => "expired",
+            State::Pending | State::Approved if self.is_over(now) => State::Expired.as_str(),
             state => state.as_str(),
         }
     }
@@ -141,6 +151,7 @@ impl Approval {
         match self.state {
             State::Denied => Err(Code::ApprovalDenied),
             State::Withdrawn => Err(Code::ApprovalWithdrawn),
+            State::Expired => Err(Code::ApprovalExpired),
             State::Pending | State::Approved if self.is_over(now) => Err(Code::ApprovalExpired),
             State::Pending | State::Approved => Ok(()),
         }
@@ -156,7 +167,7 @@ impl Approval {
             return Err(Code::SelfApproval);
         }
         self.is_alive(now)?;
-        if self.agreements.iter().any(|agreement| agreement.by == *by) {
+        if self.is_agreed_by(by) {
             return Ok(false);
         }
         let by = by.clone();
@@ -166,6 +177,17 @@ impl Approval {
             self.expires_at = now.after(self.asked.window);
         }
         Ok(true)
+    }
+
+    /// Takes out the agreement of one who has lost trust: trust that comes back does not bring it back. The window stays as
+    /// it is, and whether those who are left are enough is for policy to say.
+    pub fn strike(&mut self, by: &OperatorName) {
+        self.agreements.retain(|agreement| agreement.by != *by);
+    }
+
+    /// Says whether somebody has agreed.
+    pub fn is_agreed_by(&self, by: &OperatorName) -> bool {
+        self.agreements.iter().any(|agreement| agreement.by == *by)
     }
 
     /// Takes in that somebody says no.

@@ -207,6 +207,15 @@ pub enum Event {
         expires_at: UnixTime,
         source: String,
     },
+    /// Somebody who had agreed was disabled: that agreement counts no more, also when they are enabled again. `approvers` are
+    /// those who are left.
+    #[serde(rename = "approval.struck")]
+    ApprovalStruck {
+        approval: ApprovalId,
+        operator: OperatorName,
+        by: OperatorName,
+        approvers: Vec<OperatorName>,
+    },
     /// Somebody has said no.
     #[serde(rename = "approval.denied")]
     ApprovalDenied {

@@ -21,7 +21,7 @@ use tunnel_proto::{Code, UnixTime};
 use crate::audit::Event;
 use crate::ca::{Keys, KeysError};
 use crate::config::{Config, DataDir};
-use crate::control::approvals::Decisions;
+use crate::control::approvals::{Decisions, expiry};
 use crate::control::authoriser::Authoriser;
 use crate::control::decide::InForce;
 use crate::control::evidence::{self, Evidence};
@@ -346,6 +346,7 @@ fn start_watches(
     lasting.spawn(named("alarms of cuts", tunnels::confirm::alarms(control.clone())));
     lasting.spawn(named("records of it all", evidence::watch(control.clone())));
     lasting.spawn(named("age of records", retention::watch(control.clone())));
+    lasting.spawn(named("end of approvals", expiry::watch(control.clone())));
     lasting.spawn(named("passing of time", tunnels::watch::time(control.clone())));
     lasting.spawn(named(
         "events of the relay",

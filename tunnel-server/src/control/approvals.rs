@@ -1,5 +1,7 @@
 //! Approvals: who may ask for one, who may decide about it, and what happens to tunnels when one is taken back.
 
+pub(crate) mod expiry;
+
 use std::collections::{BTreeSet, HashMap};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -208,7 +210,7 @@ impl Control {
         self.demand_decider(caller, id, "approve").await?;
         let (by, now, source) = (caller.name.clone(), self.now(), caller.source.ip().to_string());
         let approval = self
-            .change(id, move |approval| {
+            .change(id, caller, move |approval| {
                 let differs = approval.agree(&by, now)?;
                 let agreements = approval.agreements.iter();
                 Ok(differs.then(|| Event::ApprovalGiven {
@@ -240,7 +242,7 @@ impl Control {
         self.demand_decider(caller, id, "deny").await?;
         let (by, now, source) = (caller.name.clone(), self.now(), caller.source.ip().to_string());
         let approval = self
-            .change(id, move |approval| {
+            .change(id, caller, move |approval| {
                 approval.deny(&by, reason.clone(), now)?;
                 Ok(Some(Event::ApprovalDenied {
                     approval: approval.id,
@@ -271,7 +273,7 @@ impl Control {
         }
         let (by, now, source) = (caller.name.clone(), self.now(), caller.source.ip().to_string());
         let approval = self
-            .change(id, move |approval| {
+            .change(id, caller, move |approval| {
                 approval.withdraw(&by, reason.clone(), now)?;
                 Ok(Some(Event::ApprovalWithdrawn {
                     approval: approval.id,
@@ -327,11 +329,11 @@ impl Control {
         self.suspended.code(&identity).is_none() && !self.revoked.names(&identity)
     }
 
-    async fn change<F>(&self, id: ApprovalId, change: F) -> Result<Approval, Refusal>
+    async fn change<F>(&self, id: ApprovalId, caller: &Caller, change: F) -> Result<Approval, Refusal>
     where
         F: FnOnce(&mut Approval) -> Result<Option<Event>, Code> + Send + 'static,
     {
-        let changed = self.store.change_approval(id, change).await;
+        let changed = self.store.change_approval(id, &caller.name, change).await;
         let changed = changed.map_err(|error| self.store_failed(&error))?;
         let approval = changed.ok_or(Code::NotFound)?.map_err(|code| match code {
             Code::BadRequest => Refusal::new(code, "it is approved; it can be withdrawn"),

@@ -30,21 +30,29 @@ impl Store {
             .await
     }
 
-    /// Changes an approval as `change` does, which says what is recorded of it, if anything; and returns it as it is then.
-    /// `None` if there is none. The inner error is that of `change`, and nothing is changed then.
+    /// Changes an approval as `change` does for `by`, which says what is recorded of it, if anything; and returns it as it is
+    /// then. `None` if there is none. The inner error is that of `change`, or that `by` is suspended by now, and nothing is
+    /// changed then.
     ///
     /// # Errors
     /// Returns an error if it is not on the disk.
     pub async fn change_approval<F>(
         &self,
         id: ApprovalId,
+        by: &OperatorName,
         change: F,
     ) -> Result<Option<Result<Approval, Code>>, StoreError>
     where
         F: FnOnce(&mut Approval) -> Result<Option<Event>, Code> + Send + 'static,
     {
+        let by = Identity::operator(&self.inner.fleet, by);
         self.write(move |w| {
             Box::pin(async move {
+                // INVARIANT: whoever suspends strikes in one transaction what was agreed to, so nothing may come after it
+                // (THREATS TOK-14).
+                if let Some(code) = suspension_of(w, &by).await? {
+                    return Ok(Some(Err(code)));
+                }
                 let Some(mut approval) = read(w, id).await? else {
                     return Ok(None);
                 };
@@ -115,6 +123,35 @@ impl Store {
             .collect()
     }
 
+    /// Writes down which approvals have expired, for good, and returns how many those were.
+    ///
+    /// # Errors
+    /// Returns an error if it is not on the disk.
+    pub async fn expire_approvals(&self, now: UnixTime) -> Result<u64, StoreError> {
+        let over = sqlx::query(
+            "SELECT 1 FROM approvals WHERE state IN ('pending', 'approved') AND expires_at <= ? LIMIT 1",
+        )
+        .bind(secs(now))
+        .fetch_optional(&self.inner.readers)
+        .await?;
+        if over.is_none() {
+            return Ok(0);
+        }
+        self.write(move |w| {
+            Box::pin(async move {
+                let done = sqlx::query(
+                    "UPDATE approvals SET state = 'expired'
+                     WHERE state IN ('pending', 'approved') AND expires_at <= ?",
+                )
+                .bind(secs(now))
+                .execute(&mut w.connection)
+                .await?;
+                Ok(done.rows_affected())
+            })
+        })
+        .await
+    }
+
     /// Returns how many tunnels since a time were opened without the approvals that policy asks for.
     ///
     /// # Errors
@@ -138,17 +175,48 @@ pub(super) async fn still_stands(
     now: UnixTime,
 ) -> Result<bool, StoreError> {
     let Some(id) = rests_on.id else { return Ok(false) };
-    let found = read(w, id).await?;
-    if !found.is_some_and(|found| found.state == State::Approved && !found.is_over(now)) {
+    let Some(found) = read(w, id).await? else {
+        return Ok(false);
+    };
+    if found.state != State::Approved || found.is_over(now) {
         return Ok(false);
     }
     for approver in &rests_on.approvers {
+        if !found.is_agreed_by(approver) {
+            return Ok(false);
+        }
         let identity = Identity::operator(fleet, approver);
         if suspension_of(w, &identity).await?.is_some() || identity_is_revoked(w, &identity).await? {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Takes the agreement of an operator who is suspended out of all approvals that are alive, so that it does not count again
+/// when the operator is enabled again.
+pub(super) async fn strike_agreements(w: &mut Write, by: &OperatorName) -> Result<(), StoreError> {
+    let rows = sqlx::query(
+        "SELECT * FROM approvals WHERE state IN ('pending', 'approved')
+             AND EXISTS (SELECT 1 FROM json_each(approvers) WHERE json_extract(value, '$.by') = ?)",
+    )
+    .bind(by.as_str())
+    .fetch_all(&mut w.connection)
+    .await?;
+    for row in &rows {
+        let mut approval = approval(row)?;
+        approval.strike(by);
+        update(w, &approval).await?;
+        let left = approval.agreements.into_iter();
+        w.append(&Event::ApprovalStruck {
+            approval: approval.id,
+            operator: approval.asked.requester,
+            by: by.clone(),
+            approvers: left.map(|agreement| agreement.by).collect(),
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 async fn ask(w: &mut Write, approval: Approval, now: UnixTime) -> Result<bool, StoreError> {

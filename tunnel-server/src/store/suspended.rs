@@ -6,6 +6,7 @@ use sqlx::Row as _;
 use tunnel_proto::names::Subject;
 use tunnel_proto::{Code, Identity, UnixTime};
 
+use super::approvals::strike_agreements;
 use super::fleet::is_enrolled;
 use super::records::{Member, Suspension};
 use super::rows::{name, secs, time};
@@ -45,11 +46,18 @@ impl Store {
                 if done.rows_affected() == 0 {
                     return Ok(Some(false));
                 }
+                let operator = match &member {
+                    Member::Device(_) => None,
+                    Member::Operator(operator) => Some(operator.clone()),
+                };
                 w.append(&match member {
                     Member::Device(device) => Event::DeviceQuarantined { device, reason, by },
                     Member::Operator(operator) => Event::OperatorDisabled { operator, reason, by },
                 })
                 .await?;
+                if let Some(operator) = operator {
+                    strike_agreements(w, &operator).await?;
+                }
                 Ok(Some(true))
             })
         })

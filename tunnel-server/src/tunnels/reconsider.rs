@@ -11,6 +11,7 @@ use tunnel_proto::{ApprovalId, Code, DeviceId, OperatorName};
 
 use super::end::Cut;
 use super::table::{Facts, Live};
+use crate::approvals::Approval;
 use crate::control::Control;
 use crate::control::decide::{Asker, InForce};
 use crate::control::steadiness::Moment;
@@ -41,6 +42,7 @@ struct Known {
     moments: Vec<Moment>,
     groups: HashMap<OperatorName, Vec<GroupName>>,
     devices: HashMap<DeviceId, DeviceRecord>,
+    approvals: HashMap<ApprovalId, Approval>,
 }
 
 impl Control {
@@ -97,7 +99,18 @@ impl Control {
         );
         let operators = operators.map_err(|error| self.store_failed(&error))?;
         let devices = devices.map_err(|error| self.store_failed(&error))?;
+        let resting = facts().filter_map(|facts| facts.approval.as_ref()?.id);
+        let mut approvals = HashMap::new();
+        for id in resting.collect::<BTreeSet<_>>() {
+            let found = self.store.approval(id).await;
+            approvals.extend(
+                found
+                    .map_err(|error| self.store_failed(&error))?
+                    .map(|found| (id, found)),
+            );
+        }
         Ok(Known {
+            approvals,
             in_force: self.in_force(),
             moments: self.moments(),
             groups: operators
@@ -131,7 +144,11 @@ impl Control {
             ttl: lifetime,
             reason: facts.reason.clone(),
             approval: facts.approval.clone().map(|mut approval| {
-                approval.approvers.retain(|name| self.agreement_stands(name));
+                let known = approval.id.and_then(|id| known.approvals.get(&id));
+                let agreed = |name: &OperatorName| known.is_some_and(|known| known.is_agreed_by(name));
+                approval
+                    .approvers
+                    .retain(|name| agreed(name) && self.agreement_stands(name));
                 approval
             }),
             break_glass: facts.break_glass,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use serde_json::{Value, json};
-use tunnel_proto::api::{Approval, OpenedTunnel, PolicyState, Revoked, Status, WithdrawnApproval};
+use tunnel_proto::api::{Approval, Lifted, OpenedTunnel, PolicyState, Revoked, Status, WithdrawnApproval};
 use tunnel_proto::{ApprovalId, Code};
 
 use crate::agent::Agent;
@@ -89,6 +89,12 @@ impl Cast {
         let identity = json!({ "identity": self.members[name].identity.to_string() });
         let done: Revoked = self.admin().post("/v1/suspensions", &identity).await.good();
         done.tunnels_cut
+    }
+
+    async fn lift(&self, name: &str) {
+        let identity = json!({ "identity": self.members[name].identity.to_string() });
+        let done: Lifted = self.admin().post("/v1/suspensions/lift", &identity).await.good();
+        assert!(done.lifted);
     }
 
     async fn kinds(&self) -> Vec<String> {
@@ -240,6 +246,39 @@ async fn two_have_to_agree_where_policy_says_so() {
     let (told, cut) = tokio::join!(pump.ended(tunnel.tunnel), cast.suspend("leo"));
     assert_eq!((told, cut), (Code::PolicyChanged, 1));
     open(&tess, "pump", "web").await.refused(Code::ApprovalRequired);
+    cast.world.server.shutdown().await;
+}
+
+/// THREATS TOK-14: whoever was disabled has to agree anew: neither what waits nor what was approved counts the agreement of
+/// before again.
+#[tokio::test]
+async fn tok_14_an_agreement_does_not_come_back_with_its_giver() {
+    let cast = Cast::new().await;
+    let (tess, mut pump) = (cast.api("tess"), cast.link("pump").await);
+    let asked = ask(&tess, &["pump"], &["web"]).await;
+    let approve = async |who| {
+        let given: Approval = cast.decide(who, asked.id, "approve").await.good();
+        (given.state, given.approvers.len())
+    };
+    assert_eq!(approve("lea").await, ("pending".to_owned(), 1));
+    cast.suspend("lea").await;
+    cast.lift("lea").await;
+    assert_eq!(approve("leo").await, ("pending".to_owned(), 1));
+    assert_eq!(approve("lea").await, ("approved".to_owned(), 2));
+    let tunnel = opened(&mut pump, &tess, "pump", "web").await;
+
+    let (told, cut) = tokio::join!(pump.ended(tunnel.tunnel), cast.suspend("leo"));
+    assert_eq!((told, cut), (Code::PolicyChanged, 1));
+    cast.lift("leo").await;
+    open(&tess, "pump", "web").await.refused(Code::ApprovalRequired);
+    let cast = cast.restart().await;
+    let (tess, mut pump) = (cast.api("tess"), cast.link("pump").await);
+    open(&tess, "pump", "web").await.refused(Code::ApprovalRequired);
+    cast.decide("leo", asked.id, "approve").await.good::<Approval>();
+    opened(&mut pump, &tess, "pump", "web").await;
+    let struck = cast.kinds().await;
+    let struck = struck.iter().filter(|kind| *kind == "approval.struck");
+    assert_eq!(struck.count(), 2);
     cast.world.server.shutdown().await;
 }
 

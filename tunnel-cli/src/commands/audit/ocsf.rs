@@ -105,7 +105,7 @@ fn rule(kind: &str, body: &Value) -> Rule {
             did(ENTITY_MANAGEMENT, UPDATE)
         }
         "approval.requested" => did(ENTITY_MANAGEMENT, CREATE),
-        "approval.given" => did(ENTITY_MANAGEMENT, UPDATE),
+        "approval.given" | "approval.struck" => did(ENTITY_MANAGEMENT, UPDATE),
         "approval.denied" => failed(ENTITY_MANAGEMENT, UPDATE, Low),
         "approval.withdrawn" => did(ENTITY_MANAGEMENT, DELETE),
         "glass.broken" => Rule {

@@ -103,6 +103,11 @@ const RECORDS: &[(&str, &str, u64)] = &[
         3,
     ),
     (
+        "approval.struck",
+        r#"{"approval":"a1","operator":"ana","by":"ben","approvers":[]}"#,
+        3,
+    ),
+    (
         "approval.denied",
         r#"{"approval":"a1","operator":"ana","by":"ben"}"#,
         3,
