@@ -14,6 +14,7 @@ use tunnel_proto::defaults::{APPROVAL_WINDOW, APPROVAL_WINDOW_MAX, TUNNEL_LIFETI
 use tunnel_proto::{ApprovalId, Code, DeviceId, Identity, OperatorName, Refusal, ServiceName};
 
 use super::Control;
+use super::authoriser::{APPROVAL_ASKED, Authoriser, Forbidden};
 use super::decide::{Asker, InForce};
 use crate::api::caller::Caller;
 use crate::approvals::{Approval, Asked, State};
@@ -88,7 +89,15 @@ impl Control {
                 None => return self.deny_access(caller, "request-approval", Code::NotFound).await,
             }
         }
-        let needed = match self.needed(questions).await? {
+        let mut needed = self.needed(questions.clone()).await?;
+        // What the authoriser says of a tunnel can be all that makes an approval necessary.
+        if let (Ok(0), Some(authoriser)) = (&needed, &self.authoriser) {
+            needed = match self.with_facts(authoriser, questions).await {
+                Ok(questions) => self.needed(questions).await?,
+                Err(forbidden) => Err(forbidden.code),
+            };
+        }
+        let needed = match needed {
             Ok(needed) => needed,
             Err(code) => return self.deny_access(caller, "request-approval", code).await,
         };
@@ -106,6 +115,20 @@ impl Control {
         }
         self.decisions.tell();
         Ok(self.shown(&approval, false))
+    }
+
+    /// Returns the questions with what the authoriser says of each. One after the other: whoever opens a tunnel meanwhile does
+    /// not have to wait for a turn behind them all.
+    async fn with_facts(
+        &self,
+        authoriser: &Authoriser,
+        mut questions: Vec<Question>,
+    ) -> Result<Vec<Question>, Forbidden> {
+        for question in &mut questions {
+            let said = self.consult(authoriser, APPROVAL_ASKED, question).await?;
+            question.terms.authoriser = Some(said.facts);
+        }
+        Ok(questions)
     }
 
     /// Returns how many have to agree to all of the questions, or why that would not help.

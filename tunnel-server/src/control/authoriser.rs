@@ -9,13 +9,19 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tunnel_policy::Question;
+use tunnel_proto::ids::hex;
 use tunnel_proto::names::{FactName, FactValue};
 use tunnel_proto::{Code, UnixTime};
 
+use super::Control;
 use crate::audit::{Consulted, bounded};
 use crate::config;
 use crate::webhook::{Client, Message, TargetError, rfc3339};
 
+/// What the service is asked when somebody wants a tunnel.
+pub(crate) const TUNNEL_ASKED: &str = "tunnel.asked";
+/// What it is asked when somebody wants to know how many have to agree to one.
+pub(crate) const APPROVAL_ASKED: &str = "approval.asked";
 /// Requests at once: what more there is waits, and its time runs.
 const AT_ONCE: usize = 64;
 /// Most facts in an answer.
@@ -74,19 +80,20 @@ impl Authoriser {
         })
     }
 
-    /// Asks about a tunnel.
+    /// Asks about a tunnel, or an approval of one.
     ///
     /// # Errors
     /// Returns [`Code::AuthoriserDeny`] if it forbids the tunnel, and [`Code::Authoriser`] if it says nothing that can be
     /// used: in time, of the documented form and with a status of success.
     pub(crate) async fn ask(
         &self,
+        event: &'static str,
         id: String,
         question: &Question,
         now: UnixTime,
     ) -> Result<Said, Forbidden> {
         let started = Instant::now();
-        let body = json!({ "type": "tunnel.asked", "timestamp": rfc3339(now), "data": question });
+        let body = json!({ "type": event, "timestamp": rfc3339(now), "data": question });
         let message = Message {
             id: id.clone(),
             body: body.to_string().into(),
@@ -128,6 +135,22 @@ impl Authoriser {
         let sent = self.client.send(message, now, self.deadline).await;
         let body = sent.map_err(|error| error.to_string())?;
         read(&body)
+    }
+}
+
+impl Control {
+    /// Asks the authoriser.
+    ///
+    /// # Errors
+    /// As [`Authoriser::ask`].
+    pub(crate) async fn consult(
+        &self,
+        authoriser: &Authoriser,
+        event: &'static str,
+        question: &Question,
+    ) -> Result<Said, Forbidden> {
+        let id = format!("ask_{}", hex(&self.random::<16>()));
+        authoriser.ask(event, id, question, self.now()).await
     }
 }
 

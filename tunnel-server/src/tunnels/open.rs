@@ -9,7 +9,6 @@ use tunnel_proto::api::{OpenTunnel, OpenedTunnel};
 use tunnel_proto::bind::Role;
 use tunnel_proto::defaults::{BREAK_GLASS_LIFETIME, TOKEN_LIFETIME, TUNNEL_LIFETIME, TUNNEL_LIFETIME_MAX};
 use tunnel_proto::grant::{Grant, MAX_SERVICES};
-use tunnel_proto::ids::hex;
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::message::Offer;
 use tunnel_proto::token::AccessToken;
@@ -21,7 +20,7 @@ use super::limits::{to_api, to_grant};
 use super::table::{Facts, Live, Phase};
 use crate::api::caller::Caller;
 use crate::audit::{Consulted, Event, MAX_TEXT, bounded};
-use crate::control::authoriser::{Forbidden, Said};
+use crate::control::authoriser::{Forbidden, Said, TUNNEL_ASKED};
 use crate::control::decide::{Asker, InForce};
 use crate::control::{Control, from_base64, to_base64};
 use crate::links::Link;
@@ -304,8 +303,7 @@ impl Control {
         let Some(question) = denial.question.as_deref() else {
             return Err(denial);
         };
-        let id = format!("ask_{}", hex(&self.random::<16>()));
-        match authoriser.ask(id, question, self.now()).await {
+        match self.consult(authoriser, TUNNEL_ASKED, question).await {
             Ok(said) => {
                 wish.said = Some(said);
                 self.decide(caller, wish, asker, device)

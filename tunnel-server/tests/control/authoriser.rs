@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use serde_json::{Value, json};
 use tunnel_proto::Code;
-use tunnel_proto::api::{OpenedTunnel, PolicyState};
+use tunnel_proto::api::{Approval, OpenedTunnel, PolicyState};
 use tunnel_server::config::{Authoriser, Config};
 
 use crate::agent::Agent;
@@ -125,6 +125,50 @@ async fn it_is_not_asked_about_what_policy_forbids_and_cannot_permit_it() {
     assert_eq!(hook.connections(), 0);
     opened(&world, &mut agent).await;
     assert_eq!(hook.got().len(), 1);
+    world.server.shutdown().await;
+}
+
+/// What only its facts make necessary can be asked for, and the approval opens then.
+#[tokio::test]
+async fn an_approval_that_its_facts_ask_for_can_be_asked_for() {
+    let hook = Hook::start(allow("3")).await;
+    let (world, mut agent) = cast(&hook).await;
+    let text = r#"
+@id("staff") permit (principal, action in [Action::"view", Action::"connect"], resource);
+@id("lea") permit (principal == Operator::"lea", action == Action::"approve", resource);
+@id("admins") permit (principal in OperatorGroup::"admins", action, resource);
+@id("risky") @requires_approval forbid (principal, action == Action::"connect", resource)
+when { context has authoriser && context.authoriser.hasTag("risk")
+    && context.authoriser.getTag("risk") has number && context.authoriser.getTag("risk").number > 5 };
+"#;
+    let put = world.api(&world.admin);
+    put.send(Method::PUT, "/v1/policy", Some(&json!({ "text": text })))
+        .await
+        .good::<PolicyState>();
+    let tess = world.operator("tess", "technicians").await;
+    let lea = world.operator("lea", "leads").await;
+    let (tess, lea) = (world.api(&tess), world.api(&lea));
+    let wish = json!({ "devices": ["pump"], "services": ["ssh"], "reason": "INC-7" });
+    let ask = || tess.post("/v1/approvals", &wish);
+    ask().await.refused(Code::ApprovalNeedless);
+    hook.now(Manner::HangsUp);
+    ask().await.refused(Code::Authoriser);
+    hook.now(Manner::Says(200, json!({ "decision": "forbid" }).to_string()));
+    ask().await.refused(Code::AuthoriserDeny);
+
+    hook.now(allow("9"));
+    tess.open("pump").await.refused(Code::ApprovalRequired);
+    let asked: Approval = ask().await.good();
+    assert_eq!((asked.state.as_str(), asked.needed), ("pending", 1));
+    let got = hook.got().pop().unwrap().json();
+    assert_eq!(got["type"], "approval.asked");
+    assert_eq!(got["data"]["terms"]["services"], json!(["ssh"]));
+    tess.open("pump").await.refused(Code::ApprovalRequired);
+    let path = format!("/v1/approvals/{}/approve", asked.id);
+    lea.post(&path, &json!({})).await.good::<Approval>();
+    let (answer, _) = agent.opened(&tess, "pump").await;
+    let tunnel: OpenedTunnel = answer.good();
+    assert_eq!(tess.tunnel(tunnel.tunnel).await.approval, Some(asked.id));
     world.server.shutdown().await;
 }
 
