@@ -1,21 +1,22 @@
 //! Approvals: who may ask for one, who may decide about it, and what happens to tunnels when one is taken back.
 
 pub(crate) mod expiry;
+mod sight;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tunnel_policy::{Action, Operator, Outcome, Question, Terms};
+use tunnel_policy::{Action, Question, Terms};
 use tunnel_proto::api::{self, AskApproval, WithdrawnApproval};
 use tunnel_proto::defaults::{APPROVAL_WINDOW, APPROVAL_WINDOW_MAX, TUNNEL_LIFETIME};
 use tunnel_proto::{ApprovalId, Code, DeviceId, Identity, OperatorName, Refusal, ServiceName};
 
+use self::sight::Sight;
 use super::Control;
 use super::authoriser::{APPROVAL_ASKED, Authoriser, Forbidden};
-use super::decide::{Asker, InForce};
 use crate::api::caller::Caller;
 use crate::approvals::{Approval, Asked, State};
 use crate::audit::{Event, MAX_TEXT};
@@ -25,8 +26,11 @@ use crate::tunnels::reconsider::Touched;
 /// Most services of all devices together that one approval is about: each takes a decision of its own, again and again.
 const MAX_PLACES: usize = 64;
 
-/// Most approvals that are looked through for those that a caller may see.
-const MAX_LISTED: u32 = 500;
+/// Most approvals that are listed.
+const MAX_LISTED: usize = 500;
+
+/// How many are looked through at once for those that a caller may see.
+const PAGE: u32 = 100;
 
 /// How long a request for a decision waits before it is answered with what is: less than proxies and NATs forget.
 const POLL: Duration = Duration::from_secs(240);
@@ -41,20 +45,6 @@ impl Decisions {
     fn tell(&self) {
         self.count.send_modify(|count| *count = count.wrapping_add(1));
     }
-}
-
-/// What has been looked up already: many approvals share few operators and devices.
-#[derive(Debug, Default)]
-struct Known {
-    operators: HashMap<OperatorName, Operator>,
-    devices: HashMap<DeviceId, Option<DeviceRecord>>,
-}
-
-/// What a caller may do with an approval.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Sight {
-    own: bool,
-    may_approve: bool,
 }
 
 impl Control {
@@ -171,18 +161,26 @@ impl Control {
             return Err(Code::Limit.into());
         }
         let alive_at = (!all).then(|| self.now());
-        let found = self.store.approvals(alive_at, MAX_LISTED).await;
-        let found = found.map_err(|error| self.store_failed(&error))?;
-        let (asker, mut known, mut shown) = (self.asker(caller).await?, Known::default(), Vec::new());
+        let asker = Arc::new(self.asker(caller).await?);
         let reads_all = self.in_force().may(&asker, Action::ReadAudit);
-        for approval in found {
-            let sight = self.sight(caller, &asker, &approval, &mut known).await?;
-            if sight.own || sight.may_approve || reads_all {
-                shown.push(self.shown(&approval, sight.may_approve));
+        let (mut shown, mut after) = (Vec::new(), None);
+        // Those that others may see do not take the place of those that the caller may see.
+        loop {
+            let page = self.store.approvals(alive_at, after, PAGE).await;
+            let page = page.map_err(|error| self.store_failed(&error))?;
+            after = page.last().map(|last| (last.asked_at, last.id));
+            if after.is_none() {
+                return Ok(shown);
             }
-            tokio::task::yield_now().await;
+            for (approval, sight) in self.sights(&asker, page).await? {
+                if sight.own || sight.may_approve || reads_all {
+                    shown.push(self.shown(&approval, sight.may_approve));
+                }
+                if shown.len() >= MAX_LISTED {
+                    return Ok(shown);
+                }
+            }
         }
-        Ok(shown)
     }
 
     /// Shows one approval.
@@ -383,67 +381,13 @@ impl Control {
         let approval = self.store.approval(id).await;
         let approval = approval.map_err(|error| self.store_failed(&error))?;
         let approval = approval.ok_or(Code::NotFound)?;
-        let asker = self.asker(caller).await?;
-        let sight = self
-            .sight(caller, &asker, &approval, &mut Known::default())
-            .await?;
+        let asker = Arc::new(self.asker(caller).await?);
+        let mut weighed = self.sights(&asker, vec![approval]).await?;
+        let (approval, sight) = weighed.pop().ok_or(Code::Internal)?;
         if sight.own || sight.may_approve || self.in_force().may(&asker, Action::ReadAudit) {
             return Ok((approval, sight));
         }
         self.deny_access(caller, "approve", Code::NotFound).await
-    }
-
-    async fn sight(
-        &self,
-        caller: &Caller,
-        asker: &Asker,
-        approval: &Approval,
-        known: &mut Known,
-    ) -> Result<Sight, Code> {
-        let asked = &approval.asked;
-        if asked.requester == caller.name {
-            return Ok(Sight {
-                own: true,
-                may_approve: false,
-            });
-        }
-        let may_approve = self.may_approve(&self.in_force(), asker, asked, known).await?;
-        Ok(Sight {
-            own: false,
-            may_approve,
-        })
-    }
-
-    async fn may_approve(
-        &self,
-        in_force: &InForce,
-        asker: &Asker,
-        asked: &Asked,
-        known: &mut Known,
-    ) -> Result<bool, Code> {
-        if !known.operators.contains_key(&asked.requester) {
-            let requester = Operator {
-                name: asked.requester.clone(),
-                groups: self.groups_of(&asked.requester).await?,
-            };
-            known.operators.insert(asked.requester.clone(), requester);
-        }
-        for id in &asked.devices {
-            if !known.devices.contains_key(id) {
-                known.devices.insert(id.clone(), self.device_record(id).await?);
-            }
-            let (Some(requester), Some(Some(device))) =
-                (known.operators.get(&asked.requester), known.devices.get(id))
-            else {
-                return Ok(false);
-            };
-            let question = asker.question(device, terms(asked));
-            let verdict = in_force.engine.weigh_approval(&question, requester);
-            if !verdict.visible || verdict.decision.outcome != Outcome::Allow {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     async fn device_record(&self, id: &DeviceId) -> Result<Option<DeviceRecord>, Code> {

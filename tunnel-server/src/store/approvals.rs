@@ -17,6 +17,9 @@ use crate::audit::{Event, bounded};
 /// Approvals of one operator that are alive at once.
 const MAX_OF_REQUESTER: i64 = 64;
 
+/// Approvals of one operator that have ended and are still listed: the newest.
+const MAX_ENDED: i64 = 256;
+
 /// How long one that is over is still listed; the audit chain has it for good.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -82,20 +85,26 @@ impl Store {
         row.as_ref().map(approval).transpose()
     }
 
-    /// Returns the newest approvals, newest first, at most `limit`; only those that are alive, if `alive_at` is a time.
+    /// Returns the newest approvals, newest first, at most `limit`; only those that are alive, if `alive_at` is a time, and
+    /// those that come `after` one.
     ///
     /// # Errors
     /// Returns an error if the store cannot be read.
     pub async fn approvals(
         &self,
         alive_at: Option<UnixTime>,
+        after: Option<(UnixTime, ApprovalId)>,
         limit: u32,
     ) -> Result<Vec<Approval>, StoreError> {
         sqlx::query(
-            "SELECT * FROM approvals WHERE ?1 IS NULL OR (state IN ('pending', 'approved') AND expires_at > ?1)
-             ORDER BY asked_at DESC, id LIMIT ?2",
+            "SELECT * FROM approvals
+             WHERE (?1 IS NULL OR (state IN ('pending', 'approved') AND expires_at > ?1))
+                 AND (?2 IS NULL OR asked_at < ?2 OR (asked_at = ?2 AND id > ?3))
+             ORDER BY asked_at DESC, id LIMIT ?4",
         )
         .bind(alive_at.map(secs))
+        .bind(after.map(|(asked_at, _)| secs(asked_at)))
+        .bind(after.map(|(_, id)| id.as_bytes().to_vec()))
         .bind(limit)
         .fetch_all(&self.inner.readers)
         .await?
@@ -226,6 +235,16 @@ async fn ask(w: &mut Write, approval: Approval, now: UnixTime) -> Result<bool, S
         .execute(&mut w.connection)
         .await?;
     let requester = approval.asked.requester.clone();
+    // Who asks and takes back without end fills no disk with it.
+    sqlx::query(
+        "DELETE FROM approvals WHERE id IN (
+             SELECT id FROM approvals WHERE requester = ? AND state NOT IN ('pending', 'approved')
+             ORDER BY asked_at DESC, id LIMIT -1 OFFSET ?)",
+    )
+    .bind(requester.as_str())
+    .bind(MAX_ENDED)
+    .execute(&mut w.connection)
+    .await?;
     let row = sqlx::query(
         "SELECT count(*) AS count FROM approvals
          WHERE requester = ? AND expires_at > ? AND state IN ('pending', 'approved')",

@@ -233,7 +233,7 @@ async fn a_request_that_is_refused_makes_no_room() {
     assert_eq!(live(), full - 1);
 }
 
-fn caller(control: &Control, name: &str) -> Caller {
+pub(crate) fn caller(control: &Control, name: &str) -> Caller {
     let name: OperatorName = name.parse().unwrap();
     let key = KeyPair::generate().unwrap();
     let request = CertificateRequest::from_pem(&tunnel_certs::request(&key).unwrap()).unwrap();
