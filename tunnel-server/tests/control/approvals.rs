@@ -427,15 +427,20 @@ async fn what_opens_while_an_approval_is_taken_back_does_not_stay() {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(agent.serve());
     let (mut before, mut refused) = (0, 0);
-    // Around the moment at which neither is first.
-    let mut late = Duration::from_millis(5);
+    // By how much the withdrawal is asked for later: goes to the moment at which neither is first.
+    let mut later = 5;
     for _ in 0..60 {
         let asked = ask(&tess, &["pump"], &["ssh"]).await;
         cast.decide("lea", asked.id, "approve").await.good::<Approval>();
         let path = format!("/v1/approvals/{}/withdraw", asked.id);
         let nothing = json!({});
-        let (answer, ()) = tokio::join!(open(&tess, "pump", "ssh"), async {
-            tokio::time::sleep(late).await;
+        let wait = |millis: i64| tokio::time::sleep(Duration::from_millis(millis.max(0).unsigned_abs()));
+        let opening = async {
+            wait(-later).await;
+            open(&tess, "pump", "ssh").await
+        };
+        let (answer, ()) = tokio::join!(opening, async {
+            wait(later).await;
             lea.post(&path, &nothing).await.good::<WithdrawnApproval>();
         });
         let live: Vec<tunnel_proto::api::Tunnel> = tess.get("/v1/tunnels").await.good();
@@ -443,11 +448,11 @@ async fn what_opens_while_an_approval_is_taken_back_does_not_stay() {
         match answer.status {
             200 => {
                 before += 1;
-                late = late * 2 / 3;
+                later -= 2;
             }
             _ => {
                 refused += 1;
-                late = late * 3 / 2 + Duration::from_micros(100);
+                later += 2;
             }
         }
     }
