@@ -44,6 +44,7 @@ mod members;
 mod policies;
 pub(crate) mod quotas;
 pub(crate) mod retention;
+pub(crate) mod sessions;
 pub(crate) mod steadiness;
 pub(crate) mod suspension;
 pub(crate) mod trust;

@@ -12,6 +12,7 @@ use tunnel_proto::message::FromServer;
 
 use super::Control;
 use super::gathered::Gathered;
+use super::sessions::Told;
 use crate::audit::Event;
 use crate::failure::chain;
 use crate::store::SessionRecord;
@@ -44,6 +45,7 @@ pub(crate) struct Evidence {
     pub(crate) strict: bool,
     paused: AtomicBool,
     waiting: Mutex<VecDeque<SessionRecord>>,
+    told: Mutex<VecDeque<Told>>,
     lost: AtomicU64,
     gathered: Mutex<Gathered>,
 }
@@ -66,10 +68,34 @@ impl Evidence {
     pub(crate) fn keep(&self, session: SessionRecord) {
         let mut waiting = self.waiting();
         if waiting.len() >= MAX_WAITING {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.lose();
         } else {
             waiting.push_back(session);
         }
+    }
+
+    /// Keeps what a device told of a session of which the store could not say whose it was.
+    pub(crate) fn keep_told(&self, session: Told) {
+        let mut told = self.told();
+        if told.len() >= MAX_WAITING {
+            self.lose();
+        } else {
+            told.push_back(session);
+        }
+    }
+
+    /// Counts a session that gets no record.
+    pub(crate) fn lose(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says whether there are sessions that wait to be recorded.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting().is_empty() || !self.told().is_empty()
+    }
+
+    fn told(&self) -> MutexGuard<'_, VecDeque<Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the sessions that have waited longest, as many as are recorded at once.
@@ -151,7 +177,7 @@ impl Watch {
                     );
                 }
             }
-            None if control.evidence.is_paused() || !control.evidence.waiting().is_empty() => {
+            None if control.evidence.is_paused() || control.evidence.has_waiting() => {
                 let failing = self
                     .since
                     .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
@@ -205,7 +231,14 @@ impl Control {
     }
 
     /// Records what has waited, and lets sessions open again. What fails again waits on.
-    async fn resume(self: &Arc<Self>, failing: Duration) {
+    pub(super) async fn resume(self: &Arc<Self>, failing: Duration) {
+        loop {
+            let told = self.evidence.told().pop_front();
+            let Some(told) = told else { break };
+            if !self.session_told(told).await {
+                return;
+            }
+        }
         let mut waited = 0;
         loop {
             let sessions = self.evidence.next();

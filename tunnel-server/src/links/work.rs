@@ -13,9 +13,9 @@ use tunnel_proto::{Code, DeviceId, TunnelId};
 
 use super::renew::Renewals;
 use super::{Link, report};
-use crate::audit::{Event, SessionOf, bounded};
+use crate::audit::Event;
 use crate::control::Control;
-use crate::store::SessionRecord;
+use crate::control::sessions::Told;
 use crate::store::outages::cleaned;
 use crate::tunnels::reconsider::Touched;
 
@@ -185,44 +185,22 @@ async fn attach(control: Arc<Control>, link: Arc<Link>, request: Attach) {
     link.send(answer);
 }
 
-/// Records a session that has ended or was refused. What an agent says of other devices' tunnels is passed over.
+/// Records a session that has ended or was refused.
 async fn session_ended(control: Arc<Control>, link: Arc<Link>, session: SessionEnded) {
     // Looked up first: one that is forgotten by now has its end in the store.
     let live = control.tunnels.get(session.tunnel);
-    let stored = control.store.tunnel(session.tunnel).await;
-    let Some(tunnel) = stored
-        .ok()
-        .flatten()
-        .filter(|tunnel| tunnel.decided.device == link.device)
-    else {
-        return;
-    };
-    let traffic = control.relay.traffic(tunnel.decided.circuit);
-    let traffic = traffic.or_else(|| live.and_then(|live| live.carried.get().cloned()));
-    let traffic = traffic.or_else(|| tunnel.ended.as_ref().and_then(|ended| ended.traffic.clone()));
-    let end = session.end;
-    let of = SessionOf {
-        started_at: end.map(|end| end.started_at),
-        ended_by: end.map(|end| end.by.as_str().to_owned()),
-        cause: end.and_then(|end| end.cause),
-        paths: traffic.map(|traffic| traffic.paths).unwrap_or_default(),
-        opening: Some(Box::new((&tunnel).into())),
-        operator: Some(tunnel.decided.operator),
-        device: Some(tunnel.decided.device),
-    };
-    let record = SessionRecord {
-        tunnel: session.tunnel,
-        service: bounded(&session.service),
-        refused: session.refused,
-        millis: session.millis,
-        bytes_in: session.bytes_in,
-        bytes_out: session.bytes_out,
-        of,
-    };
-    if let Err(error) = control.store.session(record.clone()).await {
-        tracing::warn!(tunnel = %session.tunnel.fmt_short(), %error, "a session waits to be recorded");
-        control.evidence.keep(record);
-    }
+    let traffic = live.and_then(|live| {
+        let forwarded = control.relay.traffic(live.facts.circuit);
+        forwarded.or_else(|| live.carried.get().cloned())
+    });
+    let device = link.device.clone();
+    control
+        .session_told(Told {
+            device,
+            session,
+            traffic,
+        })
+        .await;
 }
 
 /// Ends a tunnel that the device has ended. For one that was cut this is the device's confirmation.

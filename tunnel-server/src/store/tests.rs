@@ -189,7 +189,7 @@ fn issue(key: &str) -> Issue {
     Box::new(move |identity| Ok(certificate(identity, &key)))
 }
 
-fn tunnel(number: u8) -> NewTunnel {
+pub(crate) fn tunnel(number: u8) -> NewTunnel {
     NewTunnel {
         id: TunnelId::from_bytes([number; 16]),
         circuit: CircuitId::from_bytes([number; 16]),
