@@ -160,20 +160,14 @@ fn network(nat: &str) -> (Lab, Network) {
     Network::behind(nat)
 }
 
-/// What passes the interfaces of a host, as the kernel counts it.
+/// The bytes of IP that a host receives and sends, as the kernel counts them.
 struct Counter {
     host: Place,
     before: u64,
 }
 
-/// Bytes of an Ethernet header, which a real device's line does not carry.
-const ETHERNET: u64 = 14;
-
 impl Counter {
     fn of(host: &Place) -> Result<Self> {
-        // What the kernel says by itself on a network without IPv6 is not the link's.
-        let quiet = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6";
-        process::run(host.command("sh").args(["-c", quiet]), Duration::from_secs(10)).ok();
         let mut counter = Self {
             host: host.clone(),
             before: 0,
@@ -188,25 +182,23 @@ impl Counter {
     }
 
     fn now(&self) -> Result<u64> {
-        let list = process::run(
-            self.host.command("cat").arg("/proc/net/dev"),
+        let counts = process::run(
+            self.host.command("cat").arg("/proc/net/netstat"),
             Duration::from_secs(10),
         )
         .ok();
-        let lines = list.lines().filter_map(|line| line.split_once(':'));
-        let mut sum = 0;
-        for (name, counts) in lines.filter(|(name, _)| name.trim() != "lo") {
-            let counts: Vec<u64> = counts
-                .split_whitespace()
-                .map_while(|it| it.parse().ok())
-                .collect();
-            // Bytes and packets received, and the same sent (proc_net(5)).
-            let [in_bytes, in_packets, out_bytes, out_packets] =
-                [0, 1, 8, 9].map(|at| counts.get(at).copied());
-            let told = (|| Some(in_bytes? + out_bytes? - ETHERNET * (in_packets? + out_packets?)))();
-            sum += told.with_context(|| format!("the kernel counts nothing for `{name}`"))?;
-        }
-        Ok(sum)
+        // Two lines for each group: the names, and the numbers in the same order. Bytes are of whole IP packets (RFC 4293),
+        // so that what the lines of this network need to find each other does not count.
+        let mut lines = counts.lines().filter_map(|line| line.strip_prefix("IpExt: "));
+        let names = lines.next().unwrap_or_default().split_whitespace();
+        let numbers = lines.next().unwrap_or_default().split_whitespace();
+        let told: Vec<u64> = names
+            .zip(numbers)
+            .filter(|(name, _)| ["InOctets", "OutOctets"].contains(name))
+            .filter_map(|(_, number)| number.parse().ok())
+            .collect();
+        anyhow::ensure!(told.len() == 2, "the kernel counts no bytes of IP");
+        Ok(told.iter().sum())
     }
 }
 
