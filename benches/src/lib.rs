@@ -14,6 +14,7 @@
 )]
 
 pub mod baseline;
+pub mod crowd;
 pub mod load;
 pub mod machine;
 pub mod network;

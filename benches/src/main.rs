@@ -29,6 +29,9 @@ struct Args {
     /// How many idle agents are started.
     #[arg(long)]
     agents: Option<usize>,
+    /// How many devices are linked while tunnels are opened and cut.
+    #[arg(long)]
+    crowd: Option<usize>,
     /// Listens to an idle device for an hour.
     #[arg(long)]
     hour: bool,
@@ -97,6 +100,7 @@ fn settings(args: &Args) -> Result<Settings> {
     settings.runs = args.runs.unwrap_or(settings.runs).max(1);
     settings.faults = args.faults.unwrap_or(settings.faults).max(1);
     settings.agents = args.agents.unwrap_or(settings.agents).max(1);
+    settings.crowd = args.crowd.unwrap_or(settings.crowd).max(1);
     if args.hour {
         settings.idle = Duration::from_secs(3600);
     }

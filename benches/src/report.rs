@@ -29,11 +29,13 @@ pub enum Column {
     /// OpenSSH's port forward through a middle host.
     #[value(name = "openssh")]
     OpenSsh,
+    /// Ours with a policy that allows everything: no path, but what decisions are compared with.
+    AllowAll,
 }
 
 impl Column {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Direct,
         Self::Udp,
         Self::WebSocket,
@@ -41,6 +43,7 @@ impl Column {
         Self::Splice,
         Self::Rathole,
         Self::OpenSsh,
+        Self::AllowAll,
     ];
 
     /// Returns the heading.
@@ -53,6 +56,7 @@ impl Column {
             Self::Splice => "TCP relay, no TLS",
             Self::Rathole => "rathole, TLS on one leg",
             Self::OpenSsh => "OpenSSH through a middle host",
+            Self::AllowAll => "tunnel, everything allowed",
         }
     }
 
@@ -65,6 +69,7 @@ impl Column {
             Self::Splice => "TCP relay",
             Self::Rathole => "rathole",
             Self::OpenSsh => "OpenSSH",
+            Self::AllowAll => "everything allowed",
         }
     }
 }
@@ -75,6 +80,8 @@ impl Column {
 pub enum Limit {
     /// A value of its own.
     AtMost(f64),
+    /// A value of its own.
+    AtLeast(f64),
     /// A multiple of another column's figure.
     AtMostTimes(f64, Column),
     /// A multiple of another column's figure.
@@ -144,6 +151,7 @@ impl Row {
         let own = of(column)?;
         let (reached, holds) = match limit {
             Limit::AtMost(most) => (own, own <= most),
+            Limit::AtLeast(least) => (own, own >= least),
             Limit::AtMostTimes(most, other) => (own / of(other)?, own / of(other)? <= most),
             Limit::AtLeastTimes(least, other) => (own / of(other)?, own / of(other)? >= least),
             Limit::AtMostAbove(most, other) => (own - of(other)?, own - of(other)? <= most),
@@ -262,6 +270,7 @@ fn verdict(verdict: &Verdict) -> String {
     let reached = number(*reached);
     let (asked, reached) = match limit {
         Limit::AtMost(most) => (format!("≤ {most}"), reached),
+        Limit::AtLeast(least) => (format!("≥ {least}"), reached),
         Limit::AtMostTimes(most, other) => (format!("≤ {most} × {}", other.name()), format!("{reached} ×")),
         Limit::AtLeastTimes(least, other) => {
             (format!("≥ {least} × {}", other.name()), format!("{reached} ×"))
@@ -320,6 +329,8 @@ mod tests {
             (Limit::AtMostTimes(1.5, Column::HopByHop), false),
             (Limit::AtMost(380.0), true),
             (Limit::AtMost(379.0), false),
+            (Limit::AtLeast(380.0), true),
+            (Limit::AtLeast(381.0), false),
             (Limit::AtMostAbove(180.0, Column::HopByHop), true),
             (Limit::AtMostAbove(179.0, Column::HopByHop), false),
         ] {

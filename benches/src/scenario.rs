@@ -1,10 +1,12 @@
 //! What is measured, each as a function that gives rows of figures.
 
 pub mod bulk;
+pub mod cut;
 pub mod day;
 pub mod echo;
 pub mod idle;
 pub mod loss;
+pub mod open;
 pub mod setup;
 pub mod ssh;
 pub mod stall;

@@ -26,6 +26,14 @@ pub struct Settings {
     pub agents: usize,
     /// How long an idle device is listened to.
     pub idle: Duration,
+    /// Devices that are linked while tunnels are opened and cut.
+    pub crowd: usize,
+    /// Tunnels that are opened in a row.
+    pub opens: usize,
+    /// Sessions that one event cuts.
+    pub live: usize,
+    /// Events that cut one session each.
+    pub cuts: usize,
 }
 
 impl Settings {
@@ -42,6 +50,10 @@ impl Settings {
             connects: 200,
             agents: 100,
             idle: Duration::from_secs(300),
+            crowd: 10_000,
+            opens: 2_000,
+            live: 1_000,
+            cuts: 100,
         }
     }
 
@@ -58,6 +70,10 @@ impl Settings {
             connects: 5,
             agents: 2,
             idle: Duration::from_secs(30),
+            crowd: 20,
+            opens: 40,
+            live: 20,
+            cuts: 2,
         }
     }
 }

@@ -5,11 +5,12 @@ use clap::ValueEnum;
 use tunnel_e2e::skip::{Need, must_skip};
 use tunnel_e2e::sshd;
 
+use crate::crowd::Crowd;
 use crate::machine::Origin;
 use crate::network::Network;
 use crate::path::{Path, rathole};
 use crate::report::{Column, Report};
-use crate::scenario::{bulk, day, echo, idle, loss, setup, ssh, stall, typing};
+use crate::scenario::{bulk, cut, day, echo, idle, loss, open, setup, ssh, stall, typing};
 use crate::settings::Settings;
 
 /// A scenario, or all of them.
@@ -35,6 +36,10 @@ pub enum Name {
     Idle,
     /// Bytes of an idle device's day.
     Day,
+    /// Tunnels opened in a second.
+    Open,
+    /// From an event's commit to the last byte of the sessions that it ends.
+    Cut,
 }
 
 /// Runs scenarios beside the peers in some columns; `progress` is told what begins.
@@ -54,6 +59,7 @@ pub fn run(
         notes: Vec::new(),
     };
     let mut columns = columns.to_vec();
+    columns.retain(|column| *column != Column::AllowAll);
     if columns.contains(&Column::Rathole) {
         progress("building rathole, unless it stands already");
         if let Err(error) = rathole::program() {
@@ -125,6 +131,17 @@ pub fn run(
         report
             .rows
             .extend(idle::run(settings, columns.contains(&Column::Rathole))?);
+    }
+    if wanted(Name::Open) || wanted(Name::Cut) {
+        let mut crowd = Crowd::gather(settings.crowd, progress)?;
+        if wanted(Name::Open) {
+            progress("tunnels opened in a second");
+            report.rows.extend(open::run(settings, &mut crowd)?);
+        }
+        if wanted(Name::Cut) {
+            progress("cuts");
+            report.rows.extend(cut::run(settings, &mut crowd)?);
+        }
     }
     if wanted(Name::Day) && may_emulate("a day of an idle device", &mut report.notes) {
         progress("bytes of an idle device's day");

@@ -161,3 +161,14 @@ fn idle_devices_cost_memory() {
     expect_figures(&report, &["memory of an idle device's program"], &columns);
     expect_figures(&report, &["size of a device's program"], &columns[..1]);
 }
+
+#[test]
+fn a_crowd_has_tunnels_opened_and_cut() {
+    let both = [Column::Udp, Column::AllowAll];
+    expect_figures(&run(Name::Open, &both), &["tunnels opened in a second"], &both);
+    expect_figures(
+        &run(Name::Cut, &both),
+        &["commit to last byte, 20 sessions"],
+        &both,
+    );
+}

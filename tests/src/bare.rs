@@ -146,7 +146,11 @@ impl BareLeg {
         leg
     }
 
-    fn new(relay: SocketAddr, circuit: CircuitId, role: Role, key: LegKey) -> Self {
+    /// Takes a leg that was admitted; it is not bound.
+    ///
+    /// # Panics
+    /// When there is no port for it.
+    pub fn new(relay: SocketAddr, circuit: CircuitId, role: Role, key: LegKey) -> Self {
         Self {
             socket: socket(Ipv4Addr::LOCALHOST.into(), relay),
             key,
