@@ -174,8 +174,7 @@ impl Crowd {
                     let (endpoint, credentials) = (endpoint.clone(), credentials.clone());
                     let (ends, room) = (ends.clone(), room.clone());
                     linking.spawn(async move {
-                        let _place = room.acquire().await?;
-                        device::link(&endpoint, server, &ends, &credentials).await
+                        device::link(&endpoint, server, &ends, &credentials, &room).await
                     });
                 }
             }

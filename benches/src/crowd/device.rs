@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::sync::Semaphore;
 use tunnel_net::clock::{Clock as _, SystemClock};
 use tunnel_net::quic;
 use tunnel_net::stream::{read_message, write_message};
@@ -29,13 +30,33 @@ pub(super) fn endpoint() -> Result<Endpoint> {
     Ok(Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?)
 }
 
-/// Links a device.
+/// Links a device, and comes again at the moment that the server names when too many come at once.
 pub(super) async fn link(
     endpoint: &Endpoint,
     server: SocketAddr,
     ends: &Ends,
     credentials: &Credentials,
+    room: &Semaphore,
 ) -> Result<Link> {
+    loop {
+        let place = room.acquire().await?;
+        match try_link(endpoint, server, ends, credentials).await? {
+            Ok(link) => return Ok(link),
+            Err(after) => {
+                drop(place);
+                tokio::time::sleep(after).await;
+            }
+        }
+    }
+}
+
+/// Links a device, or says after which time it is to come again.
+async fn try_link(
+    endpoint: &Endpoint,
+    server: SocketAddr,
+    ends: &Ends,
+    credentials: &Credentials,
+) -> Result<Result<Link, Duration>> {
     let tls = tls::quic_client(tls::link_client(ends, credentials));
     let mut config = quinn::ClientConfig::new(tls);
     config.transport_config(quic::link_transport());
@@ -54,11 +75,12 @@ pub(super) async fn link(
     });
     write_message(&mut send, &hello).await?;
     match tokio::time::timeout(PATIENCE, read_message(&mut recv)).await?? {
-        FromServer::Welcome(_) => Ok(Link {
+        FromServer::Welcome(_) => Ok(Ok(Link {
             send,
             recv,
             _connection: connection,
-        }),
+        })),
+        FromServer::Goodbye(goodbye) => Ok(Err(Duration::from_millis(goodbye.after_millis))),
         other => bail!("{other:?} is no welcome"),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::task::JoinSet;
 use tunnel_e2e::bare::packet;
 
@@ -14,6 +14,9 @@ use super::{Crowd, Opened};
 
 /// How often the sender looks what is due.
 const TICK: Duration = Duration::from_micros(500);
+
+/// A tunnel without a datagram for this long before the event was not alive.
+const STALE: Duration = Duration::from_secs(1);
 
 /// Bytes of a datagram: those of a keystroke.
 const BYTES: usize = 100;
@@ -77,7 +80,7 @@ impl Pulse {
     /// datagram came through.
     ///
     /// # Errors
-    /// Fails when something still comes after all patience.
+    /// Fails when something still comes after all patience, and when a tunnel was silent before the event.
     pub fn settle(&self, event: SystemTime, quiet: Duration) -> Result<Vec<Duration>> {
         let newest = |last: &[u64]| last.iter().max().copied().unwrap_or_default();
         self.wait("nothing to come through", |last| {
@@ -85,6 +88,10 @@ impl Pulse {
         })?;
         let last = self.last().into_iter();
         let when = |micros| self.begun.1 + Duration::from_micros(micros);
+        // One that carried nothing any more would look as if it were cut at once.
+        let dead = self.last().into_iter().filter(|at| when(*at) + STALE < event);
+        let dead = dead.count();
+        ensure!(dead == 0, "{dead} tunnels carried nothing long before the event");
         // What ended before the record was begun took no time.
         Ok(last
             .map(|micros| when(micros).duration_since(event).unwrap_or_default())
