@@ -60,7 +60,16 @@ pub fn run(
     };
     let mut columns = columns.to_vec();
     columns.retain(|column| *column != Column::AllowAll);
-    if columns.contains(&Column::Rathole) {
+    let beside_peers = [
+        Name::Setup,
+        Name::Echo,
+        Name::Bulk,
+        Name::Typing,
+        Name::Loss,
+        Name::Stall,
+        Name::Idle,
+    ];
+    if columns.contains(&Column::Rathole) && beside_peers.into_iter().any(wanted) {
         progress("building rathole, unless it stands already");
         if let Err(error) = rathole::program() {
             report.notes.push(format!("rathole is missing: {error:#}."));

@@ -86,14 +86,14 @@ impl Pulse {
         self.wait("nothing to come through", |last| {
             self.begun.0.elapsed() >= Duration::from_micros(newest(last)) + quiet
         })?;
-        let last = self.last().into_iter();
+        let last = self.last();
         let when = |micros| self.begun.1 + Duration::from_micros(micros);
         // One that carried nothing any more would look as if it were cut at once.
-        let dead = self.last().into_iter().filter(|at| when(*at) + STALE < event);
-        let dead = dead.count();
+        let dead = last.iter().filter(|at| when(**at) + STALE < event).count();
         ensure!(dead == 0, "{dead} tunnels carried nothing long before the event");
         // What ended before the record was begun took no time.
         Ok(last
+            .into_iter()
             .map(|micros| when(micros).duration_since(event).unwrap_or_default())
             .collect())
     }
