@@ -35,8 +35,8 @@ pub use pulse::Pulse;
 /// The service of every device.
 const SERVICE: &str = "echo";
 
-/// Connections that are being made at once: below what the server lets one address try.
-const AT_ONCE: usize = 32;
+/// What is done at once: below the thirty enrolments that the server lets one address try before it knows how they end.
+const AT_ONCE: usize = 24;
 
 /// Operators that tunnels are asked for by, in turns: each may ask for so many.
 pub const OPERATORS: usize = 20;
