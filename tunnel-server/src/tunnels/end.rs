@@ -30,17 +30,31 @@ impl Control {
     /// both legs have been told. Returns `None` if the tunnel is not alive.
     pub(crate) fn cut(&self, id: TunnelId, why: Code) -> Option<Cut> {
         let cut = self.stop_tunnel(id, why)?;
-        if why.is_cut() {
+        self.tell_device(&cut);
+        Some(cut)
+    }
+
+    /// Stops many tunnels as [`Control::cut`] does: none is told of before the relay has stopped all, since telling is work
+    /// for the same cores.
+    pub(crate) fn cut_all(&self, ids: impl Iterator<Item = TunnelId>, why: Code) -> Vec<Cut> {
+        let cuts: Vec<_> = ids.filter_map(|id| self.stop_tunnel(id, why)).collect();
+        for cut in &cuts {
+            self.tell_device(cut);
+        }
+        cuts
+    }
+
+    fn tell_device(&self, cut: &Cut) {
+        if cut.why.is_cut() {
             // Before the device is told, and before its link is looked up: one that links meanwhile finds it.
-            self.await_confirmation(&cut.live, why);
+            self.await_confirmation(&cut.live, cut.why);
         }
         if let Some(link) = self.links.get(&cut.live.facts.device) {
             link.send(FromServer::EndTunnel(EndTunnel {
-                tunnel: id,
-                reason: why.into(),
+                tunnel: cut.live.facts.id,
+                reason: cut.why.into(),
             }));
         }
-        Some(cut)
     }
 
     /// Stops a tunnel as [`Control::cut`] does, but for the agent, which knows.
@@ -155,14 +169,14 @@ impl Control {
         }
     }
 
-    /// Ends many tunnels: all are cut before the first is written down. Returns how many were alive.
+    /// Ends many tunnels: all are cut before the first is told of or written down. Returns how many were alive.
     pub(crate) async fn end_tunnels(
         self: &Arc<Self>,
         ids: impl IntoIterator<Item = TunnelId>,
         why: Code,
         by: &str,
     ) -> u64 {
-        let cuts: Vec<_> = ids.into_iter().filter_map(|id| self.cut(id, why)).collect();
+        let cuts = self.cut_all(ids.into_iter(), why);
         let count = cuts.len() as u64;
         self.record_ends(cuts, by).await;
         count

@@ -124,12 +124,13 @@ impl Control {
         })
     }
 
-    /// Cuts those that are not allowed, each at once when that is found.
+    /// Cuts those that are not allowed: the relay stops each at once when that is found.
     fn cut_forbidden(&self, known: &Known, live: &[Arc<Live>]) -> Vec<Cut> {
-        live.iter()
+        let forbidden = live
+            .iter()
             .filter(|live| !self.is_still_allowed(known, &live.facts))
-            .filter_map(|live| self.cut(live.facts.id, Code::PolicyChanged))
-            .collect()
+            .map(|live| live.facts.id);
+        self.cut_all(forbidden, Code::PolicyChanged)
     }
 
     fn is_still_allowed(&self, known: &Known, facts: &Facts) -> bool {
