@@ -127,6 +127,7 @@ impl Leg {
             keys,
             generation: 0,
             choosing: None,
+            nudge: None,
             state: state_out,
         };
         let driver = AbortOnDropHandle::new(tokio::task::spawn(driver.run()));
@@ -211,6 +212,8 @@ struct Driver {
     generation: u64,
     /// The last bind over UDP while it is open which of the relay's addresses answers.
     choosing: Option<Vec<u8>>,
+    /// What wakes the connections in a moment.
+    nudge: Option<AbortOnDropHandle<()>>,
     state: watch::Sender<LegState>,
 }
 
@@ -358,9 +361,9 @@ impl Driver {
     }
 
     /// Makes quinn send at once instead of waiting for a probe timer that has backed off during an outage.
-    fn nudge(&self) {
+    fn nudge(&mut self) {
         let (endpoint, wire, wake) = (self.endpoint.clone(), self.wire.clone(), self.wake.clone());
-        tokio::task::spawn(async move {
+        self.nudge = Some(AbortOnDropHandle::new(tokio::task::spawn(async move {
             tokio::time::sleep(NUDGE_AFTER).await;
             tracing::debug!("what was lost is repeated");
             wake.moved();
@@ -368,7 +371,7 @@ impl Driver {
             if let Err(error) = endpoint.rebind_abstract(wire) {
                 tracing::debug!(%error, "could not wake the connections");
             }
-        });
+        })));
     }
 
     fn start(&mut self, carrier: Carrier) {

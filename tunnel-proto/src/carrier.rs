@@ -34,7 +34,7 @@ pub const PREFIX: usize = 2;
 /// Where a message is full, in bytes: below the bound of a WebSocket message with room for one datagram of a path's MTU.
 pub const FULL: usize = 60_000;
 
-/// How large the messages of one WebSocket may be: what it has lately carried in [`Batch::TIME`].
+/// How large the messages of one WebSocket may be: what it has lately carried in a millisecond.
 ///
 /// A message can be read only when the last of it has come. On a slow line a large one keeps its first datagram waiting, on
 /// each leg again, and congestion control takes that for a queue; on a fast one small messages cost processor time.

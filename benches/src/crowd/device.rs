@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 use tunnel_net::clock::{Clock as _, SystemClock};
 use tunnel_net::quic;
 use tunnel_net::stream::{read_message, write_message};
@@ -93,14 +94,13 @@ impl Link {
         let (told, mut tells) = tokio::sync::mpsc::channel(1);
         let mut recv = self.recv;
         // Reading a message is not cancel-safe.
-        let reader = tokio::task::spawn(async move {
+        let _reader = AbortOnDropHandle::new(tokio::task::spawn(async move {
             while let Ok(message) = read_message::<FromServer>(&mut recv).await {
                 if told.send(message).await.is_err() {
                     return;
                 }
             }
-        });
-        let _reader = tokio_util::task::AbortOnDropHandle::new(reader);
+        }));
         loop {
             let answers = tokio::select! {
                 _ = keepalive.tick() => {

@@ -245,7 +245,7 @@ fn answer_ping(control: &Control, link: &Link, ping: &Ping) {
     state.echo = ping.echo_after_millis.map(|millis| {
         let (outbox, echo) = (link.outbox.clone(), FromServer::Echo(ping.seq));
         let after = Duration::from_millis(millis.into()).min(LINK_IDLE_TIMEOUT);
-        AbortOnDropHandle::new(tokio::spawn(async move {
+        AbortOnDropHandle::new(tokio::task::spawn(async move {
             tokio::time::sleep(after).await;
             let _ = outbox.try_send(echo);
         }))

@@ -91,11 +91,16 @@ impl Store {
 impl Store {
     /// Keeps the writer in a transaction that does not come to its end, as a disk that hangs does, until what is returned
     /// is dropped.
-    pub(crate) async fn hang(&self) -> tokio::sync::oneshot::Sender<()> {
+    pub(crate) async fn hang(
+        &self,
+    ) -> (
+        tokio::sync::oneshot::Sender<()>,
+        tokio_util::task::AbortOnDropHandle<()>,
+    ) {
         let (hold, released) = tokio::sync::oneshot::channel();
         let (begun, begins) = tokio::sync::oneshot::channel();
         let store = self.clone();
-        tokio::spawn(async move {
+        let task = tokio_util::task::AbortOnDropHandle::new(tokio::task::spawn(async move {
             let work = store.write(|_| {
                 Box::pin(async move {
                     let _ = begun.send(());
@@ -103,10 +108,10 @@ impl Store {
                     Ok(())
                 })
             });
-            work.await
-        });
+            let _ = work.await;
+        }));
         begins.await.unwrap();
-        hold
+        (hold, task)
     }
 }
 

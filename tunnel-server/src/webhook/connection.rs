@@ -38,11 +38,8 @@ impl Connection {
             .handshake(TokioIo::new(stream))
             .await?;
         // What it ends with is told to the request that waits for it.
-        let task = tokio::spawn(async { drop(connection.await) });
-        Ok(Self {
-            sender,
-            _task: AbortOnDropHandle::new(task),
-        })
+        let task = AbortOnDropHandle::new(tokio::task::spawn(async { drop(connection.await) }));
+        Ok(Self { sender, _task: task })
     }
 
     pub(super) fn is_open(&self) -> bool {
