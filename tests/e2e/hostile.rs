@@ -45,7 +45,8 @@ impl Portal {
         let at = SocketAddr::from(([198, 51, 100, 66], port));
         let (tcp, udp) = place.on(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
         tcp.set_nonblocking(true).unwrap();
-        udp.set_nonblocking(true).unwrap();
+        // To wait for a datagram is the pause between two looks for a connection.
+        udp.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         std::thread::spawn(move || {
@@ -62,7 +63,6 @@ impl Portal {
                 if let Ok((length, from)) = udp.recv_from(&mut buffer) {
                     let _ = udp.send_to(&buffer[..length.min(60)], from);
                 }
-                std::thread::sleep(Duration::from_millis(2));
             }
         });
         Self(stop)

@@ -274,7 +274,8 @@ pub struct Sessions {
 /// `tunnel describe`.
 #[derive(Debug, Args)]
 pub struct Describe {
-    /// The tunnel's id, or the first digits of it
+    /// The tunnel's id, or the first digits of it; or a device's id
+    #[arg(value_name = "TUNNEL|DEVICE")]
     pub tunnel: String,
 }
 
@@ -731,7 +732,7 @@ pub struct Revoke {
 #[derive(Debug, Args)]
 pub struct Suspend<T: Clone + Send + Sync + std::str::FromStr<Err: std::error::Error + Send + Sync> + 'static>
 {
-    /// Whom: a device's id, or an operator's name
+    /// The device's id, or the operator's name
     pub name: T,
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]

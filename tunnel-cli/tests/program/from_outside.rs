@@ -10,6 +10,7 @@ const COMMANDS: &[&str] = &[
     "logout",
     "status",
     "devices",
+    "outages",
     "doctor",
     "ssh",
     "scp",
