@@ -36,6 +36,10 @@ const LEAST_TARGET: Duration = Duration::from_millis(5);
 /// Packets under way whose target is the longest queue, by twice, that is not suspected to be that of others.
 const USUAL_PACKETS: u64 = 32;
 
+/// How late packets are by themselves on radios and busy machines. What is no later does not make the window smaller than
+/// anybody may begin with.
+const USUAL_LATE: Duration = Duration::from_millis(25);
+
 /// Shortest time of a round.
 const LEAST_ROUND: Duration = Duration::from_millis(2);
 
@@ -227,10 +231,17 @@ impl Congestion {
         };
     }
 
-    /// The size of packets has changed.
+    /// The size of packets has changed. If they have become smaller, the larger ones were lost because they were large, and
+    /// what that did to the window was wrong.
     pub fn handle_mtu(&mut self, mtu: u16) {
-        self.mtu = u64::from(mtu.max(1));
+        let before = std::mem::replace(&mut self.mtu, u64::from(mtu.max(1)));
         self.window = self.window.max(LEAST_PACKETS * self.mtu);
+        if self.mtu < before {
+            self.window = self.window.max(self.first_window());
+            self.losses = Losses::default();
+            self.empty = 0;
+            self.mode = Mode::grow(1.0);
+        }
     }
 
     /// Returns the length of the queue that is aimed at, in time: that of as many packets as the root of those under way.
@@ -352,6 +363,9 @@ impl Congestion {
         // What is lost on a radio has used the path as well.
         let rate = rate / (1.0 - self.losses.share() * (1.0 - excess));
         let mut aim = rate * (base.time + seen.target.mul_f64(1.0 - excess)).as_secs_f64();
+        if seen.queue <= base.time.max(USUAL_LATE) && excess == 0.0 {
+            aim = aim.max(float(self.first_window()));
+        }
         if seen.queue <= seen.target {
             let least = if excess == 0.0 {
                 window

@@ -35,6 +35,8 @@ pub(super) struct Losses {
     acked: u64,
     lost: u64,
     rounds: u32,
+    /// Rounds in a row without a loss.
+    without: u32,
 }
 
 /// A queue that giving way does not make shorter.
@@ -96,6 +98,9 @@ impl Losses {
     pub(super) fn add(&mut self, acked: u64, lost: u64, mtu: u64) {
         self.acked += acked;
         self.lost += lost;
+        if lost > 0 {
+            self.without = 0;
+        }
         if self.acked + self.lost > LOSS_MEMORY * mtu {
             self.fade();
         }
@@ -103,6 +108,11 @@ impl Losses {
 
     pub(super) fn end_round(&mut self) {
         self.rounds += 1;
+        self.without += 1;
+        if self.without > LOSS_ROUNDS {
+            // One moment in which all was lost would otherwise weigh for as long as hundreds of packets take.
+            self.lost = 0;
+        }
         if self.rounds >= LOSS_ROUNDS {
             self.fade();
         }

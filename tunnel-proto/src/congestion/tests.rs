@@ -202,6 +202,48 @@ fn persistent_loss_begins_anew() {
     assert_eq!(ours.window(), ours.first_window());
 }
 
+/// What is lost because it was too large leaves neither a small window nor losses to remember.
+#[test]
+fn packets_that_became_too_large_are_no_congestion() {
+    for (mtu, forgets) in [(MTU as u16, false), (1200, true)] {
+        let (_, mut world) = settled(Link::new(10.0, 20, 100));
+        world.link.loss = 1.0;
+        world.run(millis(50));
+        world.link.loss = 0.0;
+        world.run(millis(100));
+        let ours = world.ours_mut();
+        assert!(ours.losses.excess() > 0.0, "{:?}", ours.losses);
+        ours.window = LEAST_PACKETS * MTU;
+        ours.handle_mtu(mtu);
+        assert_eq!(ours.window() >= ours.first_window(), forgets, "{mtu}");
+        assert_eq!(ours.losses.excess() == 0.0, forgets, "{mtu}");
+    }
+}
+
+#[test]
+fn one_moment_of_loss_is_forgotten_and_a_radio_that_loses_is_not() {
+    for (losing, excess) in [(false, 0.0), (true, 1.0)] {
+        let mut losses = Losses::default();
+        losses.add(0, 400 * MTU, MTU);
+        for round in 0..20 {
+            losses.add(4 * MTU, if losing && round % 3 == 0 { MTU } else { 0 }, MTU);
+            losses.end_round();
+        }
+        assert_eq!(losses.excess(), excess, "{losses:?}");
+    }
+}
+
+#[test]
+fn packets_that_are_late_by_themselves_do_not_starve_a_connection() {
+    let link = Link {
+        jitter: millis(30),
+        ..Link::new(10.0, 20, 100)
+    };
+    let (got, world) = settled(link);
+    assert!(world.flows[0].window() >= FIRST_PACKETS * MTU);
+    assert!(got > 0.2, "{got:.2} of the rate");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
