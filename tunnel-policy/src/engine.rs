@@ -1,5 +1,7 @@
 //! A policy set in use.
 
+mod glance;
+
 use std::collections::{BTreeMap, HashMap};
 
 use cedar_policy::{
@@ -21,6 +23,8 @@ pub struct Engine {
     groups: Groups,
     notes: HashMap<PolicyId, Note>,
     all: PolicySet,
+    /// What forbids tunnels and did not in the policy before.
+    fresh: Index,
     authorizer: Authorizer,
 }
 
@@ -28,7 +32,8 @@ pub struct Engine {
 /// away.
 #[derive(Default)]
 struct Rules {
-    firm: Index,
+    permits: Index,
+    forbids: Index,
     /// By how many they ask for.
     unless_approved: BTreeMap<u32, Index>,
 }
@@ -137,6 +142,7 @@ impl Engine {
             groups: Groups::default(),
             notes: HashMap::new(),
             all: all.clone(),
+            fresh: Index::default(),
             authorizer: Authorizer::new(),
         };
         for policy in all.policies() {
@@ -162,15 +168,12 @@ impl Engine {
             add(&mut self.groups.policies, policy);
             return;
         }
-        let unless_approved = match policy.effect() {
-            Effect::Forbid => annotations.approvals,
-            Effect::Permit => 0,
-        };
         for (action, rules) in &mut self.rules {
             if concerns(policy, action) {
-                let index = match unless_approved {
-                    0 => &mut rules.firm,
-                    count => rules.unless_approved.entry(count).or_default(),
+                let index = match (policy.effect(), annotations.approvals) {
+                    (Effect::Permit, _) => &mut rules.permits,
+                    (Effect::Forbid, 0) => &mut rules.forbids,
+                    (Effect::Forbid, count) => rules.unless_approved.entry(count).or_default(),
                 };
                 add(index, policy);
             }
@@ -356,7 +359,10 @@ impl Engine {
             Action::Connect { terms, .. } => terms.agreed(),
             _ => 0,
         };
-        let answer = rules.firm.weigh(&self.authorizer, asked, entities);
+        let mut answer = rules.forbids.weigh(&self.authorizer, asked, entities);
+        let permits = rules.permits.weigh(&self.authorizer, asked, entities);
+        answer.permits = permits.permits;
+        answer.failed.extend(permits.failed);
         if !answer.is_permitted() {
             return Decision::deny(self.names(&answer.forbids), errors(&answer));
         }

@@ -24,7 +24,7 @@ pub(crate) struct Index {
 pub(crate) struct Answer {
     /// The forbids that fit.
     pub(crate) forbids: Vec<PolicyId>,
-    /// The permits that fit; they are not listed if a forbid does.
+    /// The permits that fit.
     pub(crate) permits: Vec<PolicyId>,
     /// The policies that failed.
     pub(crate) failed: Vec<AuthorizationError>,
@@ -53,7 +53,7 @@ impl Index {
         let _ = set.add(policy.clone());
     }
 
-    /// Weighs the policies that can concern a request.
+    /// Weighs the policies that can concern a request. Where permits and forbids are in one set, a forbid that fits may hide permits.
     pub(crate) fn weigh(&self, authorizer: &Authorizer, asked: &Request, entities: &Entities) -> Answer {
         let (principals, resources) = (
             matching(asked.principal(), entities),
@@ -64,9 +64,6 @@ impl Index {
             for rules in resources.iter().filter_map(|fixed| rules.get(fixed)) {
                 all.take_in(&authorizer.is_authorized(asked, rules, entities));
             }
-        }
-        if !all.forbids.is_empty() {
-            all.permits.clear();
         }
         all
     }

@@ -7,7 +7,9 @@ use fastrand::Rng;
 use tunnel_proto::ServiceName;
 
 use super::{NOW, asserting, circumstances, device, operator, reporting};
-use crate::{Action, Approval, Circumstances, Device, Engine, Limits, Operator, Outcome, Request, Terms};
+use crate::{
+    Action, Approval, Circumstances, Device, Engine, Limits, Operator, Outcome, Question, Request, Terms,
+};
 
 const OPERATORS: [&str; 3] = ["ana", "ben", "eve"];
 const OPERATOR_GROUPS: [&str; 3] = ["admins", "technicians", "guests"];
@@ -436,7 +438,7 @@ fn the_engine_decides_as_a_plain_evaluator_does() {
         .and_then(|text| text.parse().ok())
         .unwrap_or_else(|| fastrand::u64(..));
     let mut rng = Rng::with_seed(seed);
-    let (mut allowed, mut failed, mut waiting, mut limited) = (0, 0, 0, 0);
+    let (mut allowed, mut failed, mut waiting, mut limited, mut at_once) = (0, 0, 0, 0, 0);
     for _ in 0..SETS {
         let policies: Vec<Policy> = (0..rng.usize(..7)).map(|_| Policy::random(&mut rng)).collect();
         let text: String = policies
@@ -447,6 +449,10 @@ fn the_engine_decides_as_a_plain_evaluator_does() {
             .collect();
         let engine = Engine::new(&text).unwrap_or_else(|error| panic!("seed {seed}: {error} in\n{text}"));
         let unsorted = Engine::unsorted(&text).unwrap();
+        let before: String = text.lines().skip(rng.usize(..4)).collect::<Vec<_>>().join("\n");
+        let successor = Engine::new(&text)
+            .unwrap()
+            .after(&Engine::new(&before).unwrap_or_else(|_| Engine::deny_all()));
         for _ in 0..REQUESTS {
             let asked = Asked::random(&mut rng);
             let service: ServiceName = asked.service.parse().unwrap();
@@ -469,6 +475,24 @@ fn the_engine_decides_as_a_plain_evaluator_does() {
                 (outcome, &names, limits),
                 "seed {seed}: {asked:?}\n{text}{decision:?}"
             );
+            if asked.action == "connect" {
+                let question = Question {
+                    operator: asked.operator.clone(),
+                    circumstances: circumstances.clone(),
+                    device: asked.device.clone(),
+                    terms: Terms {
+                        services: vec![service.clone()],
+                        ..terms.clone()
+                    },
+                };
+                // The quick no is never wrong, and there mostly when it can be.
+                let quick = successor.denies_at_once(&question);
+                assert!(
+                    !quick || !engine.weigh(&question).is_allowed(),
+                    "seed {seed}: {asked:?}\n{text}"
+                );
+                at_once += u32::from(quick);
+            }
             allowed += u32::from(outcome == Outcome::Allow);
             waiting += u32::from(outcome == Outcome::NeedsApproval);
             limited += u32::from(limits.sessions.is_some());
@@ -485,6 +509,7 @@ fn the_engine_decides_as_a_plain_evaluator_does() {
         (failed, "failed"),
         (waiting, "need an approval"),
         (limited, "are limited"),
+        (at_once, "are denied at once"),
     ] {
         assert!(count > total / 1000, "seed {seed}: {count} of {total} {what}");
     }

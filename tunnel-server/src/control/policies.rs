@@ -72,6 +72,7 @@ impl Control {
                 return Err(Refusal::new(Code::BadRequest, detail));
             }
         };
+        let engine = engine.after(&self.in_force().engine);
         let stored = self
             .store
             .set_policy(text.clone(), follows, by.to_owned(), self.now())
@@ -109,7 +110,7 @@ impl Control {
             Ok(Some(record)) => match Engine::new(&record.text) {
                 Ok(engine) => {
                     self.put_into_force(InForce {
-                        engine,
+                        engine: engine.after(&self.in_force().engine),
                         revision: record.revision,
                         text: record.text,
                     });

@@ -45,6 +45,12 @@ struct Known {
     approvals: HashMap<ApprovalId, Approval>,
 }
 
+impl Known {
+    fn groups_of(&self, facts: &Facts) -> Vec<GroupName> {
+        self.groups.get(&facts.operator).cloned().unwrap_or_default()
+    }
+}
+
 impl Control {
     /// Cuts every live tunnel that a change can touch and the policy in force does not allow, each at once when that is
     /// found, and returns how many those were. To be called after the change is in the store.
@@ -124,25 +130,37 @@ impl Control {
         })
     }
 
-    /// Cuts those that are not allowed: the relay stops each at once when that is found.
+    /// Cuts those that are not allowed: the relay stops each at once when that is found. The whole decision about one takes
+    /// as long as a quick look at many, so that those which the look finds do not wait for it.
     fn cut_forbidden(&self, known: &Known, live: &[Arc<Live>]) -> Vec<Cut> {
-        let forbidden = live
+        let (quickly, others): (Vec<_>, Vec<_>) = live
             .iter()
-            .filter(|live| !self.is_still_allowed(known, &live.facts))
-            .map(|live| live.facts.id);
-        self.cut_all(forbidden, Code::PolicyChanged)
+            .partition(|live| self.is_denied_at_once(known, &live.facts));
+        let cut =
+            |live: Vec<&Arc<Live>>| self.cut_all(live.iter().map(|live| live.facts.id), Code::PolicyChanged);
+        let mut cuts = cut(quickly);
+        let allowed = |live: &&Arc<Live>| self.is_still_allowed(known, &live.facts);
+        cuts.extend(cut(others.into_iter().filter(|live| !allowed(live)).collect()));
+        cuts
     }
 
-    fn is_still_allowed(&self, known: &Known, facts: &Facts) -> bool {
-        // A device that is not enrolled, or not any more, is nobody's to reach.
+    fn is_denied_at_once(&self, known: &Known, facts: &Facts) -> bool {
         let Some(device) = known.devices.get(&facts.device) else {
-            return false;
+            return true;
         };
-        let groups = known.groups.get(&facts.operator).cloned().unwrap_or_default();
-        let lifetime = facts.expires_at.since(facts.opened_at);
-        let terms = Terms {
+        let (groups, terms) = (known.groups_of(facts), self.terms_of(known, facts));
+        known.moments.iter().all(|moment| {
+            let asker = Asker::of_tunnel(facts, groups.clone(), *moment);
+            let question = asker.question(device, terms.clone());
+            known.in_force.engine.denies_at_once(&question)
+        })
+    }
+
+    /// Returns what a tunnel was asked for with, as things stand.
+    fn terms_of(&self, known: &Known, facts: &Facts) -> Terms {
+        Terms {
             services: facts.services.clone(),
-            ttl: lifetime,
+            ttl: facts.expires_at.since(facts.opened_at),
             reason: facts.reason.clone(),
             approval: facts.approval.clone().map(|mut approval| {
                 let known = approval.id.and_then(|id| known.approvals.get(&id));
@@ -154,7 +172,16 @@ impl Control {
             }),
             break_glass: facts.break_glass,
             authoriser: facts.authoriser.clone(),
+        }
+    }
+
+    fn is_still_allowed(&self, known: &Known, facts: &Facts) -> bool {
+        // A device that is not enrolled, or not any more, is nobody's to reach.
+        let Some(device) = known.devices.get(&facts.device) else {
+            return false;
         };
+        let (groups, terms) = (known.groups_of(facts), self.terms_of(known, facts));
+        let lifetime = terms.ttl;
         known.moments.iter().any(|moment| {
             let asker = Asker::of_tunnel(facts, groups.clone(), *moment);
             let verdict = known.in_force.weigh(&asker.question(device, terms.clone()));
