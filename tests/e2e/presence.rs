@@ -169,6 +169,38 @@ fn a_black_box_tells_why_a_device_was_out_of_reach() {
     assert!(again["outages"].as_array().unwrap().len() <= 2, "{again}");
 }
 
+/// An idle device hears of a crash, and does not find out by its next keepalive minutes later.
+#[test]
+fn an_idle_device_is_told_that_its_server_was_started_anew() {
+    let mut fleet = Fleet::on_loopback();
+    let agent = fleet.link(fleet.device("pump-17"));
+    let anew = || agent.process().said().matches("started anew").count();
+    // The record of a link comes after all that is kept of it.
+    let linked = |fleet: &Fleet, times: usize| {
+        tunnel_e2e::until("the link of pump-17", Duration::from_secs(60), || {
+            let records = fleet.admin.audit();
+            let links = records.iter().filter(|record| record["kind"] == "device.linked");
+            (links.count() == times).then_some(())
+        });
+    };
+    linked(&fleet, 1);
+    for crash in 1..=2 {
+        tunnel_e2e::until("the link to be idle", Duration::from_secs(60), || {
+            let device = fleet.admin.device("pump-17")?;
+            (device["link"]["proven_millis_ago"].as_u64()? > 1000).then_some(())
+        });
+        fleet.server.kill();
+        fleet.server.restart();
+        linked(&fleet, 1 + crash);
+        assert_eq!(anew(), crash, "{}", agent.process().said());
+    }
+    // One that was told to come back is not told again.
+    assert_eq!(fleet.server.stop(), 0);
+    fleet.server.restart();
+    linked(&fleet, 4);
+    assert_eq!(anew(), 2, "{}", agent.process().said());
+}
+
 /// A server that stops in good order has its agents back, each at a moment of its own, while sessions wait for nobody.
 #[test]
 fn an_orderly_restart_brings_the_fleet_back_and_sessions_do_not_wait() {

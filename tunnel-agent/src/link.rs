@@ -30,6 +30,9 @@ const INBOX: usize = 16;
 /// How often a ping tells what the link has cost: with each so many. A byte a ping is 3 kB a day behind a bad NAT.
 const COST_EACH: u64 = 4;
 
+/// How often it is believed at most that the server was started anew.
+const RESTARTS_EVERY: Duration = Duration::from_secs(10);
+
 /// How a link is made.
 #[derive(Clone, Debug)]
 pub(crate) struct Dial {
@@ -182,6 +185,9 @@ struct Channel {
     /// How many packets had been sent at the last answer.
     sent: u64,
     carrier: watch::Receiver<Carrier>,
+    restarts: watch::Receiver<u64>,
+    /// Before then no restart is believed.
+    deaf_until: Instant,
 }
 
 impl Channel {
@@ -217,6 +223,8 @@ impl Channel {
             seen_as: String::new(),
             sent: 0,
             carrier: link.carrier.clone(),
+            restarts: link.restarts.clone(),
+            deaf_until: Instant::now(),
         };
         channel.ask_often_enough();
         Ok(channel)
@@ -261,6 +269,7 @@ impl Channel {
                     let _ = events.send(Event::Moved(carrier)).await;
                 }
                 _ = changed(&mut self.ask_every) => self.ask_often_enough(),
+                _ = changed(&mut self.restarts) => self.handle_restart(),
                 () = tokio::time::sleep_until(timeout.into()) => {
                     if welcome.is_some_and(|welcome| Instant::now() >= welcome) {
                         return Err(broken("the server did not welcome this agent in time"));
@@ -291,6 +300,18 @@ impl Channel {
         // The acknowledgement of the first answer went out; whatever else came or went would have had another one go out.
         let alone = self.connection.stats().udp_tx.datagrams <= self.sent + 1;
         self.keepalive.handle_echo(Instant::now(), seq, alone);
+    }
+
+    /// Somebody says that the server was started anew: it is asked now and not with the next keepalive. That may be a lie, so
+    /// it costs a keepalive now and then and no more.
+    fn handle_restart(&mut self) {
+        let now = Instant::now();
+        if now < self.deaf_until {
+            return;
+        }
+        self.deaf_until = now + RESTARTS_EVERY;
+        tracing::info!("the server says that it was started anew");
+        self.keepalive.probe(now);
     }
 
     async fn handle_timeout(&mut self) -> Result<(), End> {

@@ -8,8 +8,9 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use quinn::{ClientConfig as QuicConfig, ConnectError, ConnectionError, Endpoint};
 use rustls::ClientConfig;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
+use tunnel_proto::bind;
 use tunnel_proto::carrier::Carrier;
 use tunnel_proto::defaults;
 
@@ -18,7 +19,7 @@ use crate::dial::{self, Missed};
 use crate::network::{self, Changes};
 use crate::quic;
 use crate::websocket::{self, Pipe, WebSocketError};
-use crate::wire::{PEER, Udp, Wire};
+use crate::wire::{Control, PEER, Udp, Wire};
 
 /// A control link that is up. Dropping it closes the connection.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Link {
     pub carrier: watch::Receiver<Carrier>,
     /// The server's address, where UDP showed which one works.
     pub server_ip: Option<IpAddr>,
+    /// How often the server has said that it was started anew. It may not know this link any more.
+    pub restarts: watch::Receiver<u64>,
     /// The own address of its first socket.
     pub local_addr: Option<SocketAddr>,
     /// The endpoint, to wait for its last packets.
@@ -211,7 +214,7 @@ pub(crate) async fn one_over_udp(
     config: QuicConfig,
 ) -> Result<Link, AttemptError> {
     // A connected socket: it takes datagrams from the server alone, and the kernel lists no listener.
-    let (wire, _, _) = Wire::new();
+    let (wire, controls, _) = Wire::new();
     let udp = Udp::connect(addr).await?;
     let local_addr = udp.local_addr().ok();
     wire.set_udp(Some(Arc::new(udp)));
@@ -223,14 +226,31 @@ pub(crate) async fn one_over_udp(
         .await?;
     server.proven.note(addr.ip());
     let follower = follow(server.clone(), addr, endpoint.clone(), Some(wire));
+    let (counter, restarts) = watch::channel(0);
+    let attendant = async {
+        tokio::select! {
+            () = follower => {}
+            () = count_restarts(controls, counter) => {}
+        }
+    };
     Ok(Link {
         connection,
         carrier: watch::channel(Carrier::Udp).1,
+        restarts,
         server_ip: Some(addr.ip()),
         local_addr,
         endpoint,
-        _attendant: AbortOnDropHandle::new(tokio::task::spawn(follower)),
+        _attendant: AbortOnDropHandle::new(tokio::task::spawn(attendant)),
     })
+}
+
+/// Counts how often the server says that it was started anew, for as long as the link lives.
+async fn count_restarts(mut controls: mpsc::Receiver<Control>, counter: watch::Sender<u64>) {
+    while let Some(control) = controls.recv().await {
+        if control.datagram == bind::RESTARTED {
+            counter.send_modify(|count| *count += 1);
+        }
+    }
 }
 
 /// Takes a link along when this machine gets another address: without that it would be dead until the next keepalive, and
@@ -290,7 +310,7 @@ async fn over_websocket(
     let tcp = stream.get_ref().get_ref().0;
     let (server_ip, next_hop) = (websocket::server_ip(server, tcp), tcp.peer_addr()?);
     let local_addr = tcp.local_addr().ok();
-    let (wire, _, _) = Wire::new();
+    let (wire, controls, _) = Wire::new();
     let pipe = Pipe::new();
     wire.set_websocket(Some(pipe.clone()));
     wire.set_active(Carrier::WebSocket);
@@ -308,6 +328,7 @@ async fn over_websocket(
         .connect_with(config.clone(), PEER, defaults::SERVER_NAME)?
         .await?;
     let (carrier_out, carrier) = watch::channel(Carrier::WebSocket);
+    let (counter, restarts) = watch::channel(0);
     let (server, end) = (server.clone(), endpoint.clone());
     let attendant = async move {
         let followed = follow(server.clone(), next_hop, end.clone(), None);
@@ -324,11 +345,15 @@ async fn over_websocket(
         drop(websocket);
         wire.set_websocket(None);
         carrier_out.send_replace(Carrier::Udp);
-        follow(server, to, end, Some(wire)).await;
+        tokio::select! {
+            () = follow(server, to, end, Some(wire)) => {}
+            () = count_restarts(controls, counter) => {}
+        }
     };
     Ok(Link {
         connection,
         carrier,
+        restarts,
         server_ip,
         local_addr,
         endpoint,

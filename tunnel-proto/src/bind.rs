@@ -106,6 +106,14 @@ pub struct Control {
     pub value: u64,
 }
 
+/// Server to device, to where its control link was: "I was started anew, and may not know you". Nobody has signed it, since
+/// the key that would is lost, and nothing in it has to be believed: who gets it asks over the link, which shows.
+pub const RESTARTED: [u8; SIZE] = {
+    let mut bytes = [0; SIZE];
+    bytes[0] = 5;
+    bytes
+};
+
 /// Says whether a datagram is a control datagram by its first byte; QUIC packets never are.
 pub fn is_control(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0xc0 == 0)

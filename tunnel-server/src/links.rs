@@ -24,6 +24,7 @@ mod presence;
 mod probe;
 mod renew;
 mod report;
+pub(crate) mod restart;
 pub(crate) mod returns;
 mod serve;
 mod work;

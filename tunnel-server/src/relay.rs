@@ -321,6 +321,11 @@ impl Relay {
         }
     }
 
+    /// Says to where a control link was that the server was started anew.
+    pub fn tell_restarted(&self, to: SocketAddr) {
+        self.running.shared.tell_restarted(to);
+    }
+
     /// Returns for each circuit a number that changes whenever one of its legs is heard.
     pub fn signs(&self, from: Role) -> Vec<(CircuitId, u64)> {
         self.running.shared.signs(from)

@@ -226,6 +226,11 @@ impl Server {
         let renewal = renew_own(control.clone(), endpoint.clone(), api_tls, tls.due);
         lasting.spawn(named("renewal of the server's certificate", renewal));
         start_watches(&mut lasting, &control, events);
+        // Read before anybody can link anew.
+        match control.store.linked_devices().await {
+            Ok(linked) => control.spawn(links::restart::tell(control.clone(), linked)),
+            Err(error) => tracing::warn!(%error, "devices cannot be told that the server was started anew"),
+        }
         let links = links::accept::accept(control.clone(), endpoint, control.stop.clone());
         lasting.spawn(named("control links", links));
         lasting.spawn(named("metrics", metrics::serve(control.clone(), metrics)));

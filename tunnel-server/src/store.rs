@@ -11,6 +11,7 @@ mod facts;
 mod fleet;
 mod health;
 mod journal;
+mod linked;
 mod notifications;
 pub(crate) mod outages;
 mod records;

@@ -159,7 +159,7 @@ async fn attend(
 
     let why = read(control, link, streams.recv, lane).await;
     link.connection.close(quinn::VarInt::from_u32(0), b"");
-    control.links.remove(link);
+    let was_last = control.links.remove(link);
     link.abandon_offers();
     writer.abort();
     // The lane's sender is gone, so the worker ends when it has done what waits.
@@ -173,6 +173,9 @@ async fn attend(
             linked_secs,
         };
         control.note_by(&link.peer.identity, event).await;
+    }
+    if was_last {
+        work::forget_place(control, link).await;
     }
 }
 
@@ -207,7 +210,7 @@ async fn write(
 /// Reads what the agent says until the link ends, and returns why it did.
 async fn read(
     control: &Arc<Control>,
-    link: &Link,
+    link: &Arc<Link>,
     mut recv: RecvStream,
     lane: mpsc::Sender<FromAgent>,
 ) -> &'static str {
@@ -237,7 +240,7 @@ async fn read(
     }
 }
 
-fn answer_ping(control: &Control, link: &Link, ping: &Ping) {
+fn answer_ping(control: &Arc<Control>, link: &Arc<Link>, ping: &Ping) {
     let proof = u32::from_be_bytes(control.random()).into();
     let (_, seen_as) = control.relay.peer_of(link.connection.remote_address());
     let mut state = link.state();
@@ -250,8 +253,15 @@ fn answer_ping(control: &Control, link: &Link, ping: &Ping) {
             let _ = outbox.try_send(echo);
         }))
     });
-    let news = state.told.replace(seen_as) != Some(seen_as);
+    let told = state.told.replace(seen_as);
+    let news = told != Some(seen_as);
     drop(state);
+    if news && told.is_some() {
+        let (control, link) = (control.clone(), link.clone());
+        control
+            .clone()
+            .spawn(async move { work::note_place(&control, &link).await });
+    }
     let pong = Pong {
         seq: ping.seq,
         proof,

@@ -1,11 +1,13 @@
 //! What an agent says and the store has to know: done beside the reading, so that keepalives never wait for a disk.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tunnel_proto::bind::Role;
+use tunnel_proto::carrier::Carrier;
 use tunnel_proto::message::{Attach, Attached, EndTunnel, FromAgent, FromServer, SessionEnded, TunnelEnded};
 use tunnel_proto::outage::Outage;
 use tunnel_proto::token::Presenter;
@@ -116,6 +118,7 @@ async fn note_linked(control: &Arc<Control>, link: &Link, replaced: bool) {
     seen(control, link).await;
     link.kept.send_replace(true);
     let (_, source) = control.relay.peer_of(link.connection.remote_address());
+    note_place(control, link).await;
     let event = Event::DeviceLinked {
         device: link.device.clone(),
         carrier: link.carrier(control).as_str().to_owned(),
@@ -124,6 +127,23 @@ async fn note_linked(control: &Arc<Control>, link: &Link, replaced: bool) {
         replaced,
     };
     control.note_by(&link.peer.identity, event).await;
+}
+
+/// Keeps where the link is, so that the device can be told of a crash. Without that it finds out by itself, only later.
+pub(super) async fn note_place(control: &Control, link: &Link) {
+    let (carrier, source) = control.relay.peer_of(link.connection.remote_address());
+    keep_place(control, link, (carrier == Carrier::Udp).then_some(source)).await;
+}
+
+/// Forgets where a link was that has ended.
+pub(super) async fn forget_place(control: &Control, link: &Link) {
+    keep_place(control, link, None).await;
+}
+
+async fn keep_place(control: &Control, link: &Link, from: Option<SocketAddr>) {
+    if let Err(error) = control.store.device_linked_from(&link.device, from).await {
+        tracing::warn!(device = %link.device, %error, "where a link is could not be kept");
+    }
 }
 
 /// Keeps what the device says, and weighs its tunnels anew if that is something else than before.

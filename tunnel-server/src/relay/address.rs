@@ -29,6 +29,14 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// Returns an address in the form that a socket bound to `local` sends to.
+pub(super) fn for_socket(local: SocketAddr, address: SocketAddr) -> SocketAddr {
+    match (local.ip(), address.ip()) {
+        (IpAddr::V6(_), IpAddr::V4(ip)) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
+        _ => address,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tunnel_proto::api::Traffic;
-use tunnel_proto::bind::{self, PADDED_SIZE, Role, SIZE};
+use tunnel_proto::bind::{self, PADDED_SIZE, RESTARTED, Role, SIZE};
 use tunnel_proto::circuit::{Circuits, OpenError, Opening, Output};
 use tunnel_proto::keys::{LegKey, Secret};
 use tunnel_proto::{CircuitId, Code};
@@ -171,6 +171,15 @@ impl Shared {
     pub(super) fn stop_all(&self) {
         self.stop.cancel();
         self.mailboxes.iter().for_each(Mailbox::stop);
+    }
+
+    /// Tells the other end of a control link of before that the server was started anew.
+    pub(super) fn tell_restarted(&self, to: SocketAddr) {
+        let to = address::for_socket(self.local, to);
+        let train = Train::new(&RESTARTED, RESTARTED.len(), None);
+        if let (Some(socket), Some(train)) = (self.sockets.first(), train) {
+            socket.send(Target { to, from: None }, train);
+        }
     }
 
     /// Opens a circuit.
