@@ -357,6 +357,7 @@ async fn open_one(
         reason: Some("INC-7".into()),
         permit: None,
         break_glass: false,
+        batch: None,
     };
     let answer = api.open(&request).await.map_err(failed)?;
     let redeem = AttachTunnel { token: answer.token };

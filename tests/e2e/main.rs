@@ -9,6 +9,7 @@ mod blindness;
 mod carriers;
 mod certificates;
 mod chaos;
+mod commands;
 mod cut;
 mod doctor;
 mod durability;

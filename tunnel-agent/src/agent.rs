@@ -484,7 +484,10 @@ impl Agent {
             tracing::debug!(%error, "a host key is left out");
         }
         let settings = self.settings.borrow();
+        let runs = settings.policy.services.iter();
+        let runs = runs.filter(|(_, service)| service.runs());
         Report {
+            runs: runs.map(|(name, _)| name.clone()).collect(),
             services: settings.policy.services.keys().cloned().collect(),
             ssh_host_keys,
             access: settings.access,

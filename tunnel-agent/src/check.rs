@@ -8,7 +8,7 @@ mod server;
 pub use net::check as check_net;
 pub use report::{Finding, Report, Status};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tunnel_net::ServerAddr;
@@ -16,12 +16,14 @@ use tunnel_net::clock::{Clock as _, FloorClock};
 use tunnel_proto::UnixTime;
 
 use crate::access::Switch;
+use crate::commands::{Commands, Programs};
 use crate::config::Config;
 use crate::connect::connect;
 use crate::defaults::{EXPIRY_WARNING, SKEW_WARNING};
 use crate::failure::Failure;
 use crate::host_keys;
 use crate::state::{Enrolled, StateDir};
+use crate::target::Target;
 
 /// How far the check goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,6 +100,10 @@ fn check_config(report: &mut Report, config: &Config, file: &std::path::Path) {
 async fn check_targets(report: &mut Report, config: &Config) {
     for (name, service) in &config.policy.services {
         let title = format!("service {name}");
+        if let Target::Commands(commands) = &service.target {
+            check_programs(report, &title, commands);
+            continue;
+        }
         match connect(&service.target).await {
             Ok(_) => report.ok(&title, format!("`{}` accepts connections", service.target)),
             Err(code) => {
@@ -106,6 +112,19 @@ async fn check_targets(report: &mut Report, config: &Config) {
             }
         }
     }
+}
+
+/// Says what may be run, and that a program is not there.
+fn check_programs(report: &mut Report, title: &str, commands: &Commands) {
+    let Programs::Only(programs) = &commands.programs else {
+        return report.ok(title, "runs whatever program the server lets operators run");
+    };
+    let absent = programs.iter().filter(|program| !Path::new(program).is_file());
+    for program in absent {
+        let what = format!("`{program}` is no file");
+        report.warning(title, what, "install it, or take it out of `allow`");
+    }
+    report.ok(title, format!("runs {} program(s)", programs.len()));
 }
 
 fn check_host_keys(report: &mut Report, config: &Config) {

@@ -173,7 +173,9 @@ fn read_proxy(file: &Path) -> Result<ProxyChoice, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::{Commands, Programs};
     use crate::policy::Operators;
+    use crate::target::Target;
 
     #[test]
     fn a_proxy_is_read_and_its_login_stands_in_a_private_file_only() {
@@ -393,6 +395,43 @@ host_key_files = [7]
         }
         // A list of no window lets nobody in by mistake only: it is refused.
         assert!(Config::parse("[maintenance]\nwindows = []").is_err());
+    }
+
+    #[test]
+    fn a_service_that_runs_commands_says_which() {
+        let service = |more: &str| {
+            let text = format!("[services.diag]\ntarget = \"exec:\"\n{more}");
+            let config = Config::parse(&text);
+            config.map(|config| config.policy.services[&"diag".parse().unwrap()].clone())
+        };
+        let commands = |more: &str| match service(more).unwrap().target {
+            Target::Commands(commands) => commands,
+            other => panic!("{other}"),
+        };
+        assert_eq!(commands(""), Commands::default(), "nothing may be run");
+        assert_eq!(service("").unwrap().max_sessions, defaults::MAX_COMMAND_SESSIONS);
+        assert_eq!(service("max_sessions = 20").unwrap().max_sessions, 20);
+        assert_eq!(commands("allow = [\"*\"]").programs, Programs::Any);
+        let bounds =
+            commands("allow = [\"/bin/a\", \"/bin/b\"]\ntimeout_secs = 5\nmax_output_bytes = 100000");
+        assert_eq!((bounds.timeout.as_secs(), bounds.max_output), (5, 100_000));
+        assert!(matches!(bounds.programs, Programs::Only(programs) if programs.len() == 2));
+        for (wrong, problem) in [
+            ("allow = \"/bin/a\"", "a list"),
+            ("allow = [\"a\"]", "absolute paths"),
+            ("allow = [\"/bin/../bin/a\"]", "absolute paths"),
+            ("allow = [\"*\", \"/bin/a\"]", "absolute paths"),
+            ("timeout_secs = 0", "from 1"),
+            ("max_output_bytes = 999999999", "to 16777216"),
+            ("shell = true", "`allow`"),
+        ] {
+            let errors = service(wrong).unwrap_err().to_string();
+            assert!(errors.contains(problem), "{wrong}: {errors}");
+        }
+        let elsewhere = "[services.a]\nallow = [\"/bin/a\"]\ntarget = \"tcp:127.0.0.1:1\"";
+        let errors = Config::parse(elsewhere).unwrap_err().0;
+        assert!(errors.len() == 1 && errors[0].line == 2, "{errors:?}");
+        assert!(errors[0].problem.contains("`exec:` only"), "{errors:?}");
     }
 
     #[test]

@@ -43,6 +43,7 @@ async fn open(target: &Target) -> io::Result<(Reader, Writer)> {
             let (reader, writer) = UnixStream::connect(path).await?.into_split();
             Ok((Box::new(reader), Box::new(writer)))
         }
+        Target::Commands(_) => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 

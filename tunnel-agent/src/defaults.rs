@@ -23,6 +23,18 @@ pub const MAX_FILE_BYTES: u64 = 64 * 1024;
 /// Sessions at once, of all tunnels: each costs two file descriptors and the windows of a stream.
 pub const MAX_SESSIONS: u32 = 512;
 
+/// Sessions at once of a service that runs commands: each may be a program at work.
+pub const MAX_COMMAND_SESSIONS: u32 = 8;
+
+/// How long a command may take: what looks at a device is done by then, or hangs.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How much a command may write, in bytes: some thousand lines of a log.
+pub const COMMAND_OUTPUT: u64 = 1024 * 1024;
+
+/// The most that an owner can let a command write, in bytes: whoever runs it keeps it in memory.
+pub const COMMAND_OUTPUT_MAX: u32 = 16 * 1024 * 1024;
+
 /// Tunnels at once: each costs one QUIC connection and one socket.
 pub const MAX_TUNNELS: u32 = 32;
 

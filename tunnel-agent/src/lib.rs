@@ -1,7 +1,7 @@
 //! The agent on a device: it dials out, offers named services, and decides for itself who may use them.
 //!
 //! It listens on no port and takes no address, command or policy from the network: what may happen stands in the owner's
-//! file, and a grant can only use it. The deciding parts (`policy`, `acceptance`, `replay`, `lifetime`, `moment`, `outgoing`,
+//! file, and a grant can only use it. The deciding parts (`policy`, `acceptance`, `commands`, `replay`, `lifetime`, `moment`, `outgoing`,
 //! `target`, `windows`, the reading of `config`) are pure; the rest are thin shells round them.
 
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ pub mod agent;
 pub mod causes;
 pub mod check;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod connect;
 pub mod defaults;

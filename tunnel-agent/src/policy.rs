@@ -48,6 +48,21 @@ pub struct Service {
     pub asks: bool,
 }
 
+impl Service {
+    /// Says whether it runs commands.
+    pub const fn runs(&self) -> bool {
+        matches!(self.target, Target::Commands(_))
+    }
+
+    /// A tunnel that is for a batch of commands is for nothing else.
+    fn fits(&self, grant: &Grant) -> Result<(), Code> {
+        match grant.batch {
+            Some(_) if !self.runs() => Err(Code::BatchDenied),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// By what an operator is here: what the control plane granted, and what the owner's keys signed, if that is needed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Right {
@@ -126,7 +141,7 @@ impl LocalPolicy {
     pub fn admits_all(&self, right: &Right) -> Result<(), Code> {
         let services = &right.grant.services;
         for service in services {
-            self.admits(&right.grant.operator, service)?;
+            self.admits(&right.grant.operator, service)?.fits(&right.grant)?;
         }
         let locked: Vec<_> = services.iter().filter(|name| self.is_locked(name)).collect();
         self.opens(right, &locked)
@@ -138,7 +153,7 @@ impl LocalPolicy {
     ///
     /// # Errors
     /// Returns [`Code::OutsideWindow`], [`Code::ServiceUnknown`] for what is no name or is not declared, [`Code::TokenScope`] for what the grant
-    /// does not cover, [`Code::LocalPolicy`], and for a locked service the code of what the permit lacks.
+    /// does not cover, [`Code::LocalPolicy`], [`Code::BatchDenied`] for what runs no commands in a tunnel that is for a batch, and for a locked service the code of what the permit lacks.
     pub fn session(
         &self,
         right: &Right,
@@ -157,6 +172,7 @@ impl LocalPolicy {
             return Err(Code::TokenScope);
         }
         let service = service?;
+        service.fits(&right.grant)?;
         if service.locked {
             self.opens(right, &[&name])?;
             if let Some(permit) = &right.permit {
@@ -237,6 +253,20 @@ mod tests {
             policy().session(&right(grant()), "web", NOW).unwrap_err(),
             Code::TokenScope
         );
+    }
+
+    #[test]
+    fn a_grant_for_a_batch_opens_nothing_but_what_runs_commands() {
+        let mut policy = policy();
+        let mut bound = right(grant());
+        bound.grant.batch = Some(tunnel_proto::batch::BatchHash::from_bytes([7; 32]));
+        assert_eq!(policy.admits_all(&bound), Err(Code::BatchDenied));
+        assert_eq!(policy.session(&bound, "ssh", NOW).unwrap_err(), Code::BatchDenied);
+        let ssh: ServiceName = "ssh".parse().unwrap();
+        policy.services.get_mut(&ssh).unwrap().target = "exec:".parse().unwrap();
+        assert_eq!(policy.admits_all(&bound), Ok(()));
+        assert!(policy.session(&bound, "ssh", NOW).is_ok());
+        assert!(policy.session(&right(grant()), "ssh", NOW).is_ok());
     }
 
     // AGT-04

@@ -9,10 +9,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tunnel_net::clock::Clock;
 use tunnel_net::stream::{self, MessageError};
+use tunnel_proto::batch::Batch;
 use tunnel_proto::code::Code;
+use tunnel_proto::frame;
 use tunnel_proto::message::{EndedBy, FromAgent, OpenSession, SessionAnswer, SessionEnd, SessionEnded};
 
 use crate::acceptance::ServerTime;
+use crate::commands::{self, Commands};
 use crate::connect::{Reader, Writer, connect};
 use crate::consent::Consent;
 use crate::defaults::OPEN_DEADLINE;
@@ -121,6 +124,14 @@ impl Context {
     }
 }
 
+/// What an admitted session is joined to.
+enum Service {
+    /// A connection on the device.
+    Connection(Reader, Writer),
+    /// Commands that were admitted, and what holds while they run.
+    Commands(Batch, Commands),
+}
+
 /// What is told of a session when it is over.
 struct Record {
     service: String,
@@ -160,8 +171,8 @@ pub(crate) async fn run(context: Arc<Context>, send: SendStream, recv: RecvStrea
 }
 
 async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, record: &mut Option<Record>) {
-    let asked = match read_request(&mut recv).await {
-        Ok(Some(asked)) => asked,
+    let asked = match read_first(stream::read_message::<OpenSession>(&mut recv)).await {
+        Ok(Some(asked)) => asked.service,
         Ok(None) => return,
         Err(code) => return refuse(send, recv, code).await,
     };
@@ -179,17 +190,30 @@ async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, re
     let opened = async {
         consented?;
         let admitted = context.admit(&asked)?;
-        let halves = connect(&admitted.target).await?;
-        Ok((admitted, halves))
+        let service = match &admitted.target {
+            Target::Commands(rules) => {
+                let batch = read_batch(&mut recv, record).await?;
+                rules.admit(&batch, context.right.grant.batch)?;
+                Service::Commands(batch, rules.clone())
+            }
+            target => {
+                let (reader, writer) = connect(target).await?;
+                Service::Connection(reader, writer)
+            }
+        };
+        Ok((admitted, service))
     };
     match opened.await {
-        Ok((_admitted, (reader, writer))) => {
+        Ok((_admitted, service)) => {
             tracing::debug!(service = record.service, "session");
             if stream::write_message(&mut send, &SessionAnswer { refused: None })
                 .await
                 .is_ok()
             {
-                join(send, recv, reader, writer, record).await;
+                match service {
+                    Service::Connection(reader, writer) => join(send, recv, reader, writer, record).await,
+                    Service::Commands(batch, rules) => run_batch(&batch, &rules, send, record).await,
+                }
             }
         }
         Err(code) => {
@@ -201,14 +225,23 @@ async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, re
     }
 }
 
-/// Reads which service is wanted; `None` when the stream broke before it was said.
-async fn read_request(recv: &mut RecvStream) -> Result<Option<String>, Code> {
-    match tokio::time::timeout(OPEN_DEADLINE, stream::read_message::<OpenSession>(recv)).await {
-        Ok(Ok(open)) => Ok(Some(open.service)),
+/// Reads what the operator says first; `None` when the stream broke before it was said.
+async fn read_first<M>(reading: impl Future<Output = Result<M, MessageError>>) -> Result<Option<M>, Code> {
+    match tokio::time::timeout(OPEN_DEADLINE, reading).await {
+        Ok(Ok(message)) => Ok(Some(message)),
         Ok(Err(MessageError::Frame(_))) => Err(Code::Protocol),
         Ok(Err(MessageError::Ended | MessageError::Stream(_))) => Ok(None),
         Err(_) => Err(Code::Deadline),
     }
+}
+
+/// Reads which commands are to be run.
+async fn read_batch(recv: &mut RecvStream, record: &mut Record) -> Result<Batch, Code> {
+    let batch: Batch = read_first(stream::read_message(recv))
+        .await?
+        .ok_or(Code::Protocol)?;
+    record.bytes_in = frame::encode(&batch).len() as u64;
+    Ok(batch)
 }
 
 /// Tells the operator why there is no session. The code is all that it learns.
@@ -232,6 +265,17 @@ async fn join(send: SendStream, recv: RecvStream, reader: Reader, writer: Writer
     record.by = EndedBy::Both;
     if let Some(error) = up.err().or(down.err()) {
         tracing::debug!(%error, "session broke off");
+        record.by = who_broke_off(&error);
+    }
+}
+
+/// Runs commands; dropped, it ends them (THREATS AGT-13).
+async fn run_batch(batch: &Batch, rules: &Commands, send: SendStream, record: &mut Record) {
+    tracing::info!(batch = %batch.hash(), commands = batch.commands().len(), "commands");
+    let ran = commands::run::run(batch, rules, send, &mut record.bytes_out).await;
+    record.by = EndedBy::Both;
+    if let Err(error) = ran {
+        tracing::debug!(%error, "commands were broken off");
         record.by = who_broke_off(&error);
     }
 }

@@ -8,8 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::commands::Commands;
+
 /// Longest path of a Unix socket: what the kernel's address holds, without its last zero.
 const MAX_SOCKET_PATH: usize = 107;
+
+/// The target of a service that runs commands.
+const COMMANDS: &str = "exec:";
 
 /// Where a service is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,13 +23,15 @@ pub enum Target {
     Tcp(SocketAddr),
     /// A Unix stream socket.
     Unix(PathBuf),
+    /// Nowhere: the agent runs commands itself.
+    Commands(Commands),
 }
 
 /// Tells why a text is no target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// Neither of the two forms.
-    #[error("a target is `tcp:ADDRESS:PORT` or `unix:/PATH`")]
+    /// None of the forms.
+    #[error("a target is `tcp:ADDRESS:PORT`, `unix:/PATH` or `exec:`")]
     Form,
     /// The address is not an IP address.
     #[error("the address of a target is an IP address or `localhost`, with a port, as `tcp:127.0.0.1:22`")]
@@ -41,6 +48,9 @@ impl FromStr for Target {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
+        if text == COMMANDS {
+            return Ok(Self::Commands(Commands::default()));
+        }
         if let Some(address) = text.strip_prefix("tcp:") {
             return tcp(address).map(Self::Tcp);
         }
@@ -75,6 +85,7 @@ impl fmt::Display for Target {
         match self {
             Self::Tcp(address) => write!(f, "tcp:{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Commands(_) => f.write_str(COMMANDS),
         }
     }
 }
@@ -90,6 +101,7 @@ mod tests {
             "tcp:[::1]:22",
             "tcp:192.168.0.9:502",
             "unix:/run/app.sock",
+            "exec:",
         ] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
@@ -111,6 +123,7 @@ mod tests {
             ("127.0.0.1:22", Form),
             ("udp:127.0.0.1:22", Form),
             ("", Form),
+            ("exec:/bin/sh", Form),
             ("tcp:127.0.0.1", Address),
             ("tcp:127.0.0.1:65536", Address),
             ("tcp:example.com:22", Address),

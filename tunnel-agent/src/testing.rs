@@ -33,6 +33,7 @@ pub(crate) fn grant() -> Grant {
         policy_revision: 1,
         nonce: [3; 16],
         reason: Some("INC-7".into()),
+        batch: None,
         issued_at: UnixTime::from_secs(1_800_000_000),
         expires_at: UnixTime::from_secs(1_800_003_600),
         limits: Limits {

@@ -75,6 +75,11 @@ pub enum Command {
     SshConfig(SshConfig),
     /// Make a device's services reachable at local ports
     Forward(Forward),
+    /// Run a batch of commands on devices: without a shell, each with its own end, and no other than what was approved
+    #[command(
+        override_usage = "tunnel run [OPTIONS] DEVICES --commands FILE\n       tunnel run [OPTIONS] DEVICES -- PROGRAM [ARGS]..."
+    )]
+    Run(Run),
     /// List tunnels
     Tunnels(Tunnels),
     /// List sessions that were: who used which service on which device, and how it ended
@@ -237,6 +242,33 @@ pub struct Forward {
     pub expose: bool,
 }
 
+/// `tunnel run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The device, or several joined by commas
+    #[arg(value_name = "DEVICES")]
+    pub devices: List<String>,
+    /// The service that runs commands
+    #[arg(long, default_value = "diag", value_name = "NAME")]
+    pub service: ServiceName,
+    /// Read the commands from a file, one on a line, split into words as by a shell that expands nothing, or as JSON lists
+    #[arg(long, value_name = "FILE", conflicts_with = "command")]
+    pub commands: Option<PathBuf>,
+    /// On how many devices at once
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub parallel: u16,
+    /// What the tunnels are asked for with.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// One command instead of a file: a program by absolute path, and its arguments
+    #[arg(
+        last = true,
+        required_unless_present = "commands",
+        value_name = "PROGRAM [ARGS]"
+    )]
+    pub command: Vec<String>,
+}
+
 /// `tunnel tunnels`.
 #[derive(Debug, Args)]
 pub struct Tunnels {
@@ -335,6 +367,9 @@ pub struct Request {
     /// Why, for those who decide and for the record
     #[arg(long, value_name = "TEXT")]
     pub reason: String,
+    /// Only for the commands of a file, as `tunnel run` reads it: for nothing else of the service, and for no other batch
+    #[arg(long, value_name = "FILE")]
+    pub commands: Option<PathBuf>,
     /// For how long after it was given tunnels may live, as `2h` [default: the server's]
     #[arg(long = "for", value_name = "TIME")]
     pub window: Option<Span>,

@@ -12,6 +12,7 @@ pub mod members;
 pub mod notifications;
 pub mod outages;
 pub mod policy;
+pub mod run;
 pub mod sessions;
 pub mod ssh;
 pub mod status;

@@ -115,6 +115,30 @@ impl Failure {
         self.quiet
     }
 
+    /// Says in what larger thing it failed.
+    #[must_use]
+    pub fn within(mut self, what: &str) -> Self {
+        self.what = format!("{what}; {}", self.what);
+        self
+    }
+
+    /// Returns what failed and why, in one line.
+    pub fn to_line(&self) -> String {
+        format!("{}: {} ({})", self.what, self.why, self.code)
+    }
+
+    /// Returns the failure as a part of a larger answer.
+    pub fn body(&self) -> impl Serialize {
+        Body {
+            code: self.code,
+            what: &self.what,
+            why: &self.why,
+            next: self.next.as_deref(),
+            detail: self.detail.as_deref(),
+            exit: self.exit,
+        }
+    }
+
     /// Returns the failure as people read it: one part to a line, each escaped.
     pub fn to_text(&self) -> String {
         let why = match &self.detail {
@@ -135,22 +159,14 @@ impl Failure {
 
     /// Returns the failure as scripts read it: one line of JSON.
     pub fn to_json(&self) -> String {
-        let body = Body {
-            code: self.code,
-            what: &self.what,
-            why: &self.why,
-            next: self.next.as_deref(),
-            detail: self.detail.as_deref(),
-            exit: self.exit,
-        };
-        let json = serde_json::to_string(&Wrapper { error: body }).unwrap_or_default();
+        let json = serde_json::to_string(&Wrapper { error: self.body() }).unwrap_or_default();
         format!("{}\n", escape_json(&json))
     }
 }
 
 #[derive(Serialize)]
-struct Wrapper<'a> {
-    error: Body<'a>,
+struct Wrapper<E> {
+    error: E,
 }
 
 #[derive(Serialize)]

@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod args;
+pub mod batch;
 pub mod commands;
 pub mod connect;
 pub mod escape;
@@ -152,6 +153,10 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
             };
             forward::run(&context.home, context.output, forward).await
         }
+        Command::Run(args) => {
+            let ask = with_environment(args.ask.clone())?;
+            commands::run::run(context, args, ask).await
+        }
         Command::Tunnels(args) => commands::tunnels::list(context, args).await,
         Command::Sessions(args) => commands::sessions::sessions(context, args).await,
         Command::Describe(args) => commands::tunnels::describe(context, args).await,
@@ -200,6 +205,7 @@ fn with_environment(ask: args::Ask) -> Result<tunnel::Ask, Failure> {
             .map_or_else(|| from_environment("TUNNEL_PERMIT"), |file| Ok(Some(file)))?
             .map(|file| commands::lock::permit_to_show(&file))
             .transpose()?,
+        batch: None,
     })
 }
 

@@ -1,5 +1,6 @@
 //! A tunnel from the operator's end: asked for, attached, connected end to end, watched, and closed.
 
+pub mod commands;
 mod end;
 pub mod session;
 
@@ -12,6 +13,7 @@ use tunnel_net::leg::{Leg, LegConfig};
 use tunnel_net::link::Try;
 use tunnel_net::{quic, tls};
 use tunnel_proto::api::{AttachTunnel, AttachedTunnel, OpenTunnel, OpenedTunnel};
+use tunnel_proto::batch::BatchHash;
 use tunnel_proto::bind::Role;
 use tunnel_proto::defaults::{CLOCK_TOLERANCE, TUNNEL_LIFETIME_MAX};
 use tunnel_proto::ids::unhex;
@@ -65,6 +67,8 @@ pub struct Ask {
     pub carriers: Try,
     /// A permit of the owner's keys, as it travels.
     pub permit: Option<Vec<u8>>,
+    /// The only batch of commands that the tunnel is to be for.
+    pub batch: Option<BatchHash>,
 }
 
 /// An open tunnel. Dropping it gives it up; [`Tunnel::close`] also tells the server.
@@ -103,6 +107,7 @@ impl Tunnel {
                 .as_ref()
                 .map(|permit| URL_SAFE_NO_PAD.encode(permit)),
             break_glass: wish.ask.break_glass,
+            batch: wish.ask.batch,
         };
         let answer = ask(&mut api, &request, talk)
             .await

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::batch::BatchHash;
 use crate::code::Code;
 use crate::ids::{ApprovalId, CircuitId, TunnelId};
 
@@ -191,6 +192,10 @@ pub struct OpenTunnel {
     /// right to `break-glass`.
     #[serde(default, skip_serializing_if = "is_no")]
     pub break_glass: bool,
+    /// The only batch of commands that it is to be for, 64 hexadecimal digits: the device runs no other, and gives nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub batch: Option<BatchHash>,
 }
 
 /// Answer to [`OpenTunnel`]: what the CLI needs to attach.
@@ -316,6 +321,10 @@ pub struct Tunnel {
     /// The address that the request came from.
     #[serde(default)]
     pub source: String,
+    /// The only batch of commands that it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub batch: Option<BatchHash>,
 }
 
 /// Answer of `GET /v1/tunnels/{id}/end`.
@@ -461,6 +470,10 @@ pub struct Opening {
     /// Whether it was opened without the approvals that policy asks for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub break_glass: bool,
+    /// The only batch of commands that it was for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub batch: Option<BatchHash>,
     /// The address that the request came from.
     pub source: String,
     /// When it was opened, in seconds since 1970.
@@ -589,6 +602,10 @@ pub struct AskApproval {
     /// For how long after it was given tunnels may live, in seconds; the server's default if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_secs: Option<u64>,
+    /// The commands that may be run, and nothing else: each the words of one, with the program's absolute path first. Only for
+    /// one service, which runs commands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commands: Option<Vec<Vec<String>>>,
 }
 
 /// `POST /v1/approvals/{id}/approve`, `.../deny` and `.../withdraw`.
@@ -634,6 +651,13 @@ pub struct Approval {
     pub end_reason: Option<String>,
     /// Whether the caller may approve it.
     pub may_approve: bool,
+    /// The commands that it is for, each word by word; for nothing else then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commands: Option<Vec<Vec<String>>>,
+    /// The hash of them, 64 hexadecimal digits, by which a tunnel is bound to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub batch: Option<BatchHash>,
 }
 
 /// Answer of `POST /v1/approvals/{id}/withdraw`.

@@ -216,6 +216,17 @@ codes! {
     OutsideWindow = 117, "E_OUTSIDE_WINDOW", "it is outside of the device's maintenance windows", "ask the owner of the device when it may be", Denied;
     /// A person at the device ended the tunnel.
     EndedOnSite = 118, "E_ENDED_ON_SITE", "somebody at the device ended it", "talk to the people on site before you open a new one", Denied;
+
+    /// The tunnel is for one batch of commands, and this is another, or no batch at all.
+    BatchDenied = 120, "E_BATCH_DENIED", "the tunnel is for one batch of commands and for nothing else", "run exactly the batch that was asked for, or ask for this one with `tunnel request --commands FILE`", Denied;
+    /// A command took longer than the device's owner lets it.
+    CommandTimeout = 121, "E_COMMAND_TIMEOUT", "the command took longer than the device allows, and was ended", "let it do less, or ask the owner of the device for a longer `timeout_secs`", Deadline;
+    /// A command wrote more than the device's owner lets it.
+    CommandOutput = 122, "E_COMMAND_OUTPUT", "the command wrote more than the device allows, and was ended", "let it write less, or ask the owner of the device for a larger `max_output_bytes`", Failed;
+    /// A command could not be started.
+    CommandStart = 123, "E_COMMAND_START", "the command could not be started on the device", "check that the program is there and that the agent's user may run it", Failed;
+    /// A command ended, and not well.
+    CommandFailed = 124, "E_COMMAND_FAILED", "the command did not end with exit code 0", "see what it wrote", Failed;
 }
 
 /// How a program ends. The table stands in `docs/exit-codes.md`.

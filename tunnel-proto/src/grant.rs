@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use minicbor::{Decoder, Encoder};
 
+use crate::batch::BatchHash;
 use crate::bind::Role;
 use crate::code::Code;
 use crate::cose::{CoseError, Purpose, SigningKey, VerifyingKey};
@@ -55,6 +56,8 @@ pub struct Grant {
     pub limits: Limits,
     /// Why it was asked for, in the operator's words, for those on site.
     pub reason: Option<String>,
+    /// The only batch of commands that may be run. There is one, and then the tunnel is for nothing else.
+    pub batch: Option<BatchHash>,
 }
 
 /// What one tunnel may use at most.
@@ -89,6 +92,7 @@ impl Grant {
             max_bytes_per_sec: self.limits.bytes_per_sec,
             idle_secs: Some(self.limits.idle_secs),
             reason: self.reason.clone(),
+            batch: self.batch,
             ..Claims::default()
         };
         key.sign(Purpose::Grant, &claims.encode())
@@ -175,6 +179,7 @@ impl Grant {
                 idle_secs: claims.idle_secs?,
             },
             reason: claims.reason.filter(|reason| reason.len() <= MAX_REASON),
+            batch: claims.batch,
         })
     }
 }
@@ -210,6 +215,7 @@ pub(crate) struct Claims {
     pub(crate) max_bytes_per_sec: Option<u64>,
     pub(crate) root: Option<[u8; 32]>,
     pub(crate) reason: Option<String>,
+    pub(crate) batch: Option<BatchHash>,
 }
 
 /// Registered claims (RFC 8392 section 4, RFC 8747 section 3.1).
@@ -235,6 +241,7 @@ mod key {
     pub(super) const MAX_BYTES_PER_SEC: i64 = -70_009;
     pub(super) const ROOT: i64 = -70_010;
     pub(super) const REASON: i64 = -70_011;
+    pub(super) const BATCH: i64 = -70_012;
 }
 
 impl Claims {
@@ -270,6 +277,7 @@ impl Claims {
             self.max_bytes_per_sec.is_some(),
             self.root.is_some(),
             self.reason.is_some(),
+            self.batch.is_some(),
         ];
         e.map(present.iter().filter(|&&there| there).count() as u64)?;
         if let Some(issuer) = &self.issuer {
@@ -335,6 +343,9 @@ impl Claims {
         if let Some(reason) = &self.reason {
             e.i64(key::REASON)?.str(reason)?;
         }
+        if let Some(batch) = &self.batch {
+            e.i64(key::BATCH)?.bytes(batch.as_bytes())?;
+        }
         Ok(())
     }
 
@@ -383,6 +394,10 @@ impl Claims {
                 key::IDLE_SECS => once(&mut claims.idle_secs, d.u32().ok()?)?,
                 key::MAX_BYTES_PER_SEC => once(&mut claims.max_bytes_per_sec, d.u64().ok()?)?,
                 key::REASON => once(&mut claims.reason, d.str().ok()?.to_owned())?,
+                key::BATCH => once(
+                    &mut claims.batch,
+                    BatchHash::from_bytes(d.bytes().ok()?.try_into().ok()?),
+                )?,
                 key::ROOT => once(&mut claims.root, d.bytes().ok()?.try_into().ok()?)?,
                 _ => d.skip().ok()?,
             }
@@ -420,6 +435,7 @@ mod tests {
             policy_revision: 3,
             nonce: [4; 16],
             reason: Some("INC-7".into()),
+            batch: Some(BatchHash::from_bytes([5; 32])),
             issued_at: NOW,
             expires_at: NOW.after(Duration::from_secs(3600)),
             limits: Limits {

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may unwrap"))]
 
 pub mod backoff;
+pub mod batch;
 pub mod bind;
 pub mod blackbox;
 pub mod carrier;

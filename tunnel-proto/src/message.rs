@@ -141,6 +141,9 @@ pub struct Report {
     /// Facts that the device's configuration states, each with its value.
     #[cbor(n(4), default)]
     pub facts: BTreeMap<String, String>,
+    /// Those of the services that run commands: only they can be bound to a batch, and agents of before have none.
+    #[cbor(n(5), default)]
+    pub runs: Vec<ServiceName>,
 }
 
 /// Answer to [`Hello`].
@@ -481,7 +484,8 @@ pub struct OpenSession {
     pub service: String,
 }
 
-/// Answer to [`OpenSession`]; bytes of the service follow it on the stream.
+/// Answer to [`OpenSession`]; bytes of the service follow it on the stream. To a service that runs commands, the operator
+/// has sent a [`crate::batch::Batch`] before, and each [`crate::batch::Ran`] follows.
 #[derive(Clone, PartialEq, Eq, Debug, minicbor::Encode, minicbor::Decode)]
 #[cbor(map)]
 pub struct SessionAnswer {

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tunnel_proto::batch::{Batch, BatchHash};
 use tunnel_proto::{ApprovalId, Code, DeviceId, OperatorName, ServiceName, UnixTime};
 
 /// How long an approval waits for those who decide: a night and the day after.
@@ -33,6 +34,8 @@ pub struct Asked {
     pub window: Duration,
     /// The address that it was asked for from.
     pub source: String,
+    /// The commands that are to be run; it is for nothing else then.
+    pub commands: Option<Batch>,
 }
 
 /// One who has agreed.
@@ -225,12 +228,14 @@ impl Approval {
     }
 
     /// Returns the agreement that a tunnel can rest on: if it is exactly of this operator, within what was asked for, and
-    /// in the window. Only those who `stand` count.
+    /// in the window. Only those who `stand` count. One for a batch of commands covers a tunnel for that batch alone; the
+    /// device holds whoever has the tunnel to it.
     pub fn covers(
         &self,
         operator: &OperatorName,
         device: &DeviceId,
         services: &[ServiceName],
+        batch: Option<BatchHash>,
         now: UnixTime,
         stands: impl Fn(&OperatorName) -> bool,
     ) -> Option<tunnel_policy::Approval> {
@@ -239,7 +244,11 @@ impl Approval {
             && !self.is_over(now)
             && asked.requester == *operator
             && asked.devices.contains(device)
-            && services.iter().all(|service| asked.services.contains(service));
+            && services.iter().all(|service| asked.services.contains(service))
+            && asked
+                .commands
+                .as_ref()
+                .is_none_or(|commands| batch == Some(commands.hash()));
         let approvers: BTreeSet<_> = self.agreements.iter().map(|agreement| &agreement.by).collect();
         let approvers = approvers.into_iter().filter(|by| stands(by)).cloned();
         fits.then(|| tunnel_policy::Approval {
@@ -269,6 +278,7 @@ mod tests {
             reason: "INC-7".into(),
             window: HOUR,
             source: "192.0.2.1".into(),
+            commands: None,
         }
     }
 
@@ -278,9 +288,14 @@ mod tests {
 
     fn covers(approval: &Approval, operator: &str, device: &str, services: &[&str], now: UnixTime) -> usize {
         let services: Vec<ServiceName> = services.iter().map(|name| name.parse().unwrap()).collect();
-        let found = approval.covers(&name(operator), &device.parse().unwrap(), &services, now, |by| {
-            by.as_str() != "fallen"
-        });
+        let found = approval.covers(
+            &name(operator),
+            &device.parse().unwrap(),
+            &services,
+            None,
+            now,
+            |by| by.as_str() != "fallen",
+        );
         found.map_or(0, |found| found.approvers.len())
     }
 
@@ -345,6 +360,34 @@ mod tests {
         ] {
             let found = covers(&approval, operator, device, services, now);
             assert_eq!(found, count, "{operator} {device} {services:?} {now}");
+        }
+    }
+
+    #[test]
+    fn one_for_commands_covers_nothing_else() {
+        let batch = |word: &str| Batch::new(vec![vec!["/bin/echo".into(), word.into()]]).unwrap();
+        let (asked_for, other) = (batch("a"), batch("b"));
+        let mut bound = approval(1);
+        bound.asked.commands = Some(asked_for.clone());
+        let mut unbound = approval(1);
+        for approval in [&mut bound, &mut unbound] {
+            approval.agree(&name("ben"), NOW).unwrap();
+        }
+        let (device, services) = ("pump-17".parse().unwrap(), ["ssh".parse().unwrap()]);
+        for (batch, is_covered) in [
+            (Some(asked_for.hash()), true),
+            (Some(other.hash()), false),
+            (None, false),
+        ] {
+            let covers = |approval: &Approval| {
+                let found = approval.covers(&name("ana"), &device, &services, batch, NOW, |_| true);
+                found.is_some()
+            };
+            assert_eq!(covers(&bound), is_covered, "{batch:?}");
+            assert!(
+                covers(&unbound),
+                "what is for a service is for any of its batches"
+            );
         }
     }
 

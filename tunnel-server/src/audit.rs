@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tunnel_policy::Question;
 use tunnel_proto::api::{LegPath, Limits, Opening, Traffic};
+use tunnel_proto::batch::{Batch, BatchHash};
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::{FactName, FactValue, GroupName};
 use tunnel_proto::{
@@ -194,6 +195,11 @@ pub enum Event {
         needed: u32,
         expires_at: UnixTime,
         source: String,
+        /// The commands that it is for alone, and their hash.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        commands: Option<Batch>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        batch: Option<BatchHash>,
     },
     /// Somebody has agreed; `approved` when that was enough, and it counts until `expires_at`.
     #[serde(rename = "approval.given")]
@@ -295,6 +301,9 @@ pub enum Event {
         approvers: Vec<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         approval: Option<String>,
+        /// The only batch of commands that it is for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        batch: Option<Box<BatchHash>>,
         /// All that the decision was made from; absent in older records, which cannot be replayed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         question: Option<Box<Question>>,

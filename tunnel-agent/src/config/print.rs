@@ -6,7 +6,9 @@ use std::path::Path;
 use tunnel_net::ProxyChoice;
 
 use super::{Config, Origin};
+use crate::commands::Programs;
 use crate::policy::Operators;
+use crate::target::Target;
 
 /// Writes each setting with its origin, in the form of a configuration file.
 pub fn print(config: &Config, file: &Path) -> String {
@@ -57,6 +59,15 @@ pub fn print(config: &Config, file: &Path) -> String {
         out.line(&prefix, "target", &quote(&service.target.to_string()));
         out.line(&prefix, "max_sessions", &service.max_sessions.to_string());
         out.operators(&prefix, &service.operators);
+        if let Target::Commands(commands) = &service.target {
+            let programs = match &commands.programs {
+                Programs::Any => "[\"*\"]".to_owned(),
+                Programs::Only(programs) => list(programs.iter().cloned()),
+            };
+            out.line(&prefix, "allow", &programs);
+            out.line(&prefix, "timeout_secs", &commands.timeout.as_secs().to_string());
+            out.line(&prefix, "max_output_bytes", &commands.max_output.to_string());
+        }
         if service.asks {
             out.line(&prefix, "consent", "\"ask\"");
         }
@@ -133,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_gives_the_same_settings() {
-        let text = "state_dir = \"/srv/agent\"\nconsent_timeout_secs = 9\nmax_server_silence_secs = 30\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\nconsent = \"ask\"\n[maintenance]\nwindows = [\"sat,sun 22:00-02:00\"]\n[facts]\nsite = \"north\"\n\"disk.encrypted\" = true\n";
+        let text = "state_dir = \"/srv/agent\"\nconsent_timeout_secs = 9\nmax_server_silence_secs = 30\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\nconsent = \"ask\"\n[services.diag]\ntarget = \"exec:\"\nallow = [\"/bin/ls\"]\ntimeout_secs = 7\n[maintenance]\nwindows = [\"sat,sun 22:00-02:00\"]\n[facts]\nsite = \"north\"\n\"disk.encrypted\" = true\n";
         let config = Config::parse(text).unwrap();
         let printed = print(&config, Path::new("agent.toml"));
         assert!(

@@ -15,14 +15,31 @@ use tunnel_proto::lock::Lock;
 use tunnel_proto::names::{FactName, FactValue};
 
 use super::{Config, ConfigError, ConfigErrors, Origin};
+use crate::commands::{Commands, Programs};
 use crate::defaults;
 use crate::policy::{Operators, Service};
+use crate::target::Target;
 use crate::windows::Windows;
 
 type Value<'i> = Spanned<DeValue<'i>>;
 
 /// Most services that a device offers: the bound of what one report can hold with ease.
 const MAX_SERVICES: usize = 64;
+
+/// What can be set of a service.
+const SERVICE_KEYS: &[&str] = &[
+    "allow",
+    "allow_operators",
+    "consent",
+    "locked",
+    "max_output_bytes",
+    "max_sessions",
+    "target",
+    "timeout_secs",
+];
+
+/// Those of them that are for services that run commands.
+const COMMAND_KEYS: &[&str] = &["allow", "max_output_bytes", "timeout_secs"];
 
 /// Reads the text of a configuration file.
 pub(super) fn read(text: &str) -> Result<Config, ConfigErrors> {
@@ -239,6 +256,7 @@ impl Reader<'_> {
         let prefix = format!("services.{name}");
         let (mut target, mut operators, mut max_sessions) = (None, Operators::Any, defaults::MAX_SESSIONS);
         let (mut locked, mut asks) = (false, false);
+        let mut commands = Commands::default();
         let table = self.table(&prefix, value)?;
         let before = self.errors.len();
         for (key, value) in table {
@@ -249,12 +267,21 @@ impl Reader<'_> {
                 "max_sessions" => self.set(&path, value, &mut max_sessions, Self::count),
                 "locked" => self.set(&path, value, &mut locked, Self::switch),
                 "consent" => self.set(&path, value, &mut asks, Self::consent),
-                _ => self.unknown(
-                    key.span(),
-                    &path,
-                    &["target", "allow_operators", "max_sessions", "locked", "consent"],
-                ),
+                "allow" => self.set(&path, value, &mut commands.programs, Self::programs),
+                "timeout_secs" => self.set(&path, value, &mut commands.timeout, Self::timeout),
+                "max_output_bytes" => self.set(&path, value, &mut commands.max_output, Self::output),
+                _ => self.unknown(key.span(), &path, SERVICE_KEYS),
             }
+        }
+        match &mut target {
+            Some(Target::Commands(place)) => {
+                *place = commands;
+                if !table.contains_key("max_sessions") {
+                    max_sessions = defaults::MAX_COMMAND_SESSIONS;
+                }
+            }
+            Some(_) => self.not_without_commands(&prefix, table),
+            None => {}
         }
         if target.is_none() && self.errors.len() == before {
             self.error(
@@ -269,6 +296,44 @@ impl Reader<'_> {
             locked,
             asks,
         })
+    }
+
+    /// What is for commands only does nothing elsewhere, and so is a mistake there.
+    fn not_without_commands(&mut self, prefix: &str, table: &DeTable<'_>) {
+        for (key, _) in table {
+            let name = key.get_ref().as_ref();
+            if COMMAND_KEYS.contains(&name) {
+                let problem = format!("`{prefix}.{name}` is for the target `exec:` only");
+                self.error(key.span(), problem);
+            }
+        }
+    }
+
+    fn programs(&mut self, value: &Value<'_>) -> Result<Programs, String> {
+        let programs: BTreeSet<_> = texts(value)?
+            .map(|text| text.map(str::to_owned))
+            .collect::<Result<_, _>>()?;
+        if programs.len() == 1 && programs.contains("*") {
+            return Ok(Programs::Any);
+        }
+        let plain = |path: &String| {
+            path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|part| part == "..")
+        };
+        match programs.iter().find(|path| !plain(path)) {
+            None => Ok(Programs::Only(programs)),
+            Some(_) => Err(
+                "must hold absolute paths of programs, as `[\"/usr/bin/uptime\"]`, or be `[\"*\"]`".into(),
+            ),
+        }
+    }
+
+    fn timeout(&mut self, value: &Value<'_>) -> Result<Duration, String> {
+        self.count(value).map(|secs| Duration::from_secs(secs.into()))
+    }
+
+    fn output(&mut self, value: &Value<'_>) -> Result<u64, String> {
+        let most = defaults::COMMAND_OUTPUT_MAX;
+        self.number(value, most).map(u64::from)
     }
 
     /// Puts a value into its place and notes where it stands.
@@ -297,13 +362,17 @@ impl Reader<'_> {
     }
 
     fn count(&mut self, value: &Value<'_>) -> Result<u32, String> {
+        self.number(value, 65_535)
+    }
+
+    fn number(&mut self, value: &Value<'_>, most: u32) -> Result<u32, String> {
         let number = match value.get_ref() {
             DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
             _ => None,
         };
         number
-            .filter(|number| (1..=65_535).contains(number))
-            .ok_or_else(|| "must be a number from 1 to 65535".into())
+            .filter(|number| (1..=most).contains(number))
+            .ok_or_else(|| format!("must be a number from 1 to {most}"))
     }
 
     fn lock(&mut self, value: &Value<'_>) -> Result<Option<Lock>, String> {
@@ -363,7 +432,7 @@ impl Reader<'_> {
         });
     }
 
-    fn target(&mut self, value: &Value<'_>) -> Result<Option<crate::target::Target>, String> {
+    fn target(&mut self, value: &Value<'_>) -> Result<Option<Target>, String> {
         let text = value
             .get_ref()
             .as_str()

@@ -110,6 +110,7 @@ impl Server {
     pub(crate) fn grant(&self, link: &Link, number: u8, services: &[&str]) -> Grant {
         let now = SystemClock.now();
         Grant {
+            batch: None,
             reason: None,
             trust_domain: "fleet.example".parse().unwrap(),
             tunnel: TunnelId::from_bytes([number; 16]),
@@ -150,11 +151,15 @@ impl Server {
             permit: permit.map(Permit::to_bytes),
         };
         link.say(FromServer::Offer(offer)).await;
-        match link.next().await {
-            FromAgent::OfferAnswer(answer) if answer.tunnel == grant.tunnel => {
-                answer.refused.map(|why| why.code)
+        loop {
+            match link.next().await {
+                FromAgent::OfferAnswer(answer) if answer.tunnel == grant.tunnel => {
+                    return answer.refused.map(|why| why.code);
+                }
+                // Of a tunnel of before.
+                FromAgent::SessionEnded(_) | FromAgent::TunnelEnded(_) => {}
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
         }
     }
 

@@ -5,11 +5,13 @@ use std::time::Duration;
 use tunnel_net::clock::{Clock as _, SystemClock};
 use tunnel_proto::api::{Approval, AskApproval, DecideApproval};
 use tunnel_proto::backoff::Backoff;
+use tunnel_proto::batch::{Batch, BatchHash};
 use tunnel_proto::{ApprovalId, Code, UnixTime};
 
-use super::{Context, list_text, time_text};
+use super::{Context, list_text, run, time_text};
 use crate::api::Api;
 use crate::args;
+use crate::batch;
 use crate::failure::Failure;
 use crate::output;
 use crate::ssh;
@@ -25,15 +27,21 @@ const MIN_DIGITS: usize = 4;
 pub async fn request(context: &Context, args: args::Request) -> Result<(), Failure> {
     let devices = args.devices.0.iter().map(|text| ssh::device(text));
     let devices = devices.collect::<Result<Vec<_>, _>>()?;
+    let commands = args.commands.as_deref().map(batch::from_file).transpose()?;
     let (_, mut api) = context.api()?;
     let request = AskApproval {
         devices: devices.iter().map(ToString::to_string).collect(),
         services: args.services.0.iter().map(ToString::to_string).collect(),
         reason: args.reason,
         window_secs: args.window.map(|window| window.0.as_secs()),
+        commands: commands.as_ref().map(|batch| batch.commands().to_vec()),
     };
     let asked = api.ask_approval(&request).await;
     let asked = asked.map_err(|error| error.into_failure("could not ask for an approval"))?;
+    if asked.batch != commands.map(|batch| batch.hash()) {
+        let failure = Failure::new(Code::Protocol, "could not ask for an approval");
+        return Err(failure.why("the server took another batch than it was given"));
+    }
     let id = asked.id.fmt_short();
     context.output.note(&format!(
         "{} to agree with `tunnel approve {id}`",
@@ -182,10 +190,26 @@ fn row(approval: &Approval, now: UnixTime) -> [String; 6] {
         approval.id.fmt_short(),
         approval.requester.clone(),
         list_text(&approval.devices),
-        list_text(&approval.services),
+        services(approval),
         state(approval, now),
         approval.reason.clone(),
     ]
+}
+
+/// Returns the hash of the commands that are shown: who decides goes by them, and not by what a server says of them.
+fn hash_of(commands: &[Vec<String>], said: Option<BatchHash>) -> String {
+    match Batch::new(commands.to_vec()) {
+        Ok(batch) if said == Some(batch.hash()) => batch.hash().to_string(),
+        _ => "NOT OF THESE COMMANDS: the server shows others than it was asked for".to_owned(),
+    }
+}
+
+fn services(approval: &Approval) -> String {
+    let services = list_text(&approval.services);
+    match &approval.commands {
+        Some(commands) => format!("{services}, {} commands", commands.len()),
+        None => services,
+    }
 }
 
 fn state(approval: &Approval, now: UnixTime) -> String {
@@ -236,7 +260,11 @@ fn one(approval: &Approval, now: UnixTime) -> String {
     if matches!(approval.state.as_str(), "pending" | "approved") {
         rows.push(("until", time_text(approval.expires_at)));
     }
-    output::fields(&rows)
+    let Some(commands) = &approval.commands else {
+        return output::fields(&rows);
+    };
+    rows.push(("batch", hash_of(commands, approval.batch)));
+    format!("{}commands:\n{}", output::fields(&rows), run::shown(commands))
 }
 
 /// Finds an approval by its id or by the first digits of it.
@@ -299,6 +327,8 @@ mod tests {
             ended_by: None,
             end_reason: None,
             may_approve: true,
+            commands: None,
+            batch: None,
         };
         let now = UnixTime::from_secs(1000);
         let text = one(&approval, now);

@@ -94,6 +94,7 @@ fn one(session: &Session) -> String {
         rows.push(("path", format!("{}: {} {}", path.leg, path.carrier, path.address)));
     }
     if let Some(opening) = &session.opening {
+        let batch = opening.batch.map(|batch| batch.to_string());
         rows.extend([
             ("asked from", opening.source.clone()),
             ("reason", or_dash(opening.reason.as_deref())),
@@ -103,6 +104,7 @@ fn one(session: &Session) -> String {
                 tunnels::decided_by(&opening.policies, opening.policy_revision),
             ),
             ("grant", or_dash(opening.grant.as_deref())),
+            ("only for batch", or_dash(batch.as_deref())),
             ("key", opening.holder_key.clone()),
         ]);
     }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use tunnel_net::clock::{Clock as _, SystemClock};
 use tunnel_proto::api::{RotateTunnel, Tunnel};
+use tunnel_proto::batch::BatchHash;
 use tunnel_proto::{Code, TunnelId, UnixTime};
 
 use super::{Context, bytes_text, devices, list_text, time_text};
@@ -43,7 +44,10 @@ fn row(tunnel: &Tunnel, now: UnixTime) -> [String; 6] {
     [
         tunnel.id.fmt_short(),
         tunnel.device.clone(),
-        list_text(&tunnel.services),
+        match tunnel.batch {
+            Some(batch) => format!("{}, batch {}", list_text(&tunnel.services), short(batch)),
+            None => list_text(&tunnel.services),
+        },
         tunnel.operator.clone(),
         state(tunnel, now),
         tunnel.traffic.as_ref().map_or_else(
@@ -51,6 +55,11 @@ fn row(tunnel: &Tunnel, now: UnixTime) -> [String; 6] {
             |t| bytes_text(t.bytes_in.saturating_add(t.bytes_out)),
         ),
     ]
+}
+
+/// Returns the first digits of a batch's hash, by which people tell one from another.
+fn short(batch: BatchHash) -> String {
+    batch.to_string().chars().take(8).collect()
 }
 
 fn state(tunnel: &Tunnel, now: UnixTime) -> String {
@@ -118,6 +127,9 @@ fn one(tunnel: &Tunnel) -> String {
     ];
     if let Some(approval) = tunnel.approval {
         rows.push(("approval", approval.to_string()));
+    }
+    if let Some(batch) = tunnel.batch {
+        rows.push(("only for batch", batch.to_string()));
     }
     if tunnel.break_glass {
         rows.push(("ALARM", "opened by breaking the glass".to_owned()));

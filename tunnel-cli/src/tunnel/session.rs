@@ -11,7 +11,7 @@ use tunnel_proto::{Code, Refusal, ServiceName};
 
 /// How long the device may take to answer before something is said: its service may be slow, or somebody there may have to
 /// say yes first.
-const SLOW: Duration = Duration::from_secs(3);
+pub(super) const SLOW: Duration = Duration::from_secs(3);
 
 /// How a session ended that did not end well.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ where
 }
 
 /// Waits for an answer, and says so if it takes a while.
-async fn patiently<T>(
+pub(super) async fn patiently<T>(
     mut answer: std::pin::Pin<&mut impl Future<Output = T>>,
     patience: Duration,
     slow: impl FnOnce(),
@@ -110,7 +110,10 @@ async fn outwards<R: AsyncRead + Unpin>(
 }
 
 /// Reads whether there is a session.
-async fn answer(connection: &quinn::Connection, recv: &mut RecvStream) -> Result<(), SessionError> {
+pub(super) async fn answer(
+    connection: &quinn::Connection,
+    recv: &mut RecvStream,
+) -> Result<(), SessionError> {
     match stream::read_message::<SessionAnswer>(recv).await {
         Ok(SessionAnswer { refused: None }) => Ok(()),
         Ok(SessionAnswer {
@@ -131,7 +134,7 @@ fn is_stopped(error: &io::Error) -> bool {
 }
 
 /// Tells apart what ended a direction: the tunnel, the service, or the local side.
-fn classify(connection: &quinn::Connection, error: io::Error) -> SessionError {
+pub(super) fn classify(connection: &quinn::Connection, error: io::Error) -> SessionError {
     if connection.close_reason().is_some() {
         return SessionError::Tunnel;
     }

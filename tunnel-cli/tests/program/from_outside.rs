@@ -17,6 +17,7 @@ const COMMANDS: &[&str] = &[
     "connect",
     "ssh-config",
     "forward",
+    "run",
     "tunnels",
     "sessions",
     "describe",

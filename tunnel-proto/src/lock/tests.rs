@@ -57,6 +57,7 @@ fn permit(statement: Statement, seeds: &[u8]) -> Permit {
 fn grant() -> Grant {
     Grant {
         reason: None,
+        batch: None,
         trust_domain: "fleet.example".parse().unwrap(),
         tunnel: TunnelId::from_bytes([1; 16]),
         operator: "ana".parse().unwrap(),

@@ -271,6 +271,7 @@ fn shown(control: &Control, tunnel: TunnelRecord) -> Tunnel {
         policies: decided.policies,
         limits: decided.limits,
         break_glass: decided.break_glass,
+        batch: decided.batch,
         grant: grant.map(|grant| hex(&grant)),
         approvers: approvers(decided.approval.as_ref()),
         approval: decided.approval.and_then(|approval| approval.id),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tunnel_policy::{Action, Question, Terms};
 use tunnel_proto::api::{self, AskApproval, WithdrawnApproval};
+use tunnel_proto::batch::Batch;
 use tunnel_proto::defaults::{APPROVAL_WINDOW, APPROVAL_WINDOW_MAX, TUNNEL_LIFETIME};
 use tunnel_proto::{ApprovalId, Code, DeviceId, Identity, OperatorName, Refusal, ServiceName};
 
@@ -28,6 +29,9 @@ const MAX_PLACES: usize = 64;
 
 /// Most approvals that are listed.
 const MAX_LISTED: usize = 500;
+
+/// How much of commands is listed with them, in bytes: an answer that is too long would be of no use.
+const MAX_LISTED_BYTES: usize = 512 * 1024;
 
 /// How many are looked through at once for those that a caller may see.
 const PAGE: u32 = 100;
@@ -163,7 +167,7 @@ impl Control {
         let alive_at = (!all).then(|| self.now());
         let asker = Arc::new(self.asker(caller).await?);
         let reads_all = self.in_force().may(&asker, Action::ReadAudit);
-        let (mut shown, mut after) = (Vec::new(), None);
+        let (mut shown, mut after, mut bytes) = (Vec::new(), None, 0);
         // Those that others may see do not take the place of those that the caller may see.
         loop {
             let page = self.store.approvals(alive_at, after, PAGE).await;
@@ -174,9 +178,10 @@ impl Control {
             }
             for (approval, sight) in self.sights(&asker, page).await? {
                 if sight.own || sight.may_approve || reads_all {
+                    bytes += approval.asked.commands.as_ref().map_or(0, Batch::bytes);
                     shown.push(self.shown(&approval, sight.may_approve));
                 }
-                if shown.len() >= MAX_LISTED {
+                if shown.len() >= MAX_LISTED || bytes >= MAX_LISTED_BYTES {
                     return Ok(shown);
                 }
             }
@@ -414,6 +419,8 @@ impl Control {
             ended_by: end.map(|end| end.by.clone()),
             end_reason: end.and_then(|end| end.reason.clone()),
             may_approve: may_approve && approval.is_alive(now).is_ok(),
+            batch: asked.commands.as_ref().map(Batch::hash),
+            commands: asked.commands.as_ref().map(|batch| batch.commands().to_vec()),
         }
     }
 }
@@ -449,7 +456,15 @@ fn read(caller: &Caller, request: AskApproval) -> Result<Asked, Refusal> {
     if reason.trim().is_empty() {
         return Err(Refusal::new(Code::BadRequest, "`reason` has to say why"));
     }
+    let commands = request.commands.map(Batch::new).transpose();
+    let commands =
+        commands.map_err(|error| Refusal::new(Code::BadRequest, format!("`commands`: {error}")))?;
+    if commands.is_some() && services.len() != 1 {
+        let why = "`commands` are for one service, which runs them";
+        return Err(Refusal::new(Code::BadRequest, why));
+    }
     Ok(Asked {
+        commands,
         requester: caller.name.clone(),
         devices,
         services,

@@ -20,6 +20,7 @@ pub(crate) fn cleaned(mut report: Report) -> Report {
     report.services.truncate(MAX_SERVICES);
     report.services.sort();
     report.services.dedup();
+    report.runs.truncate(MAX_SERVICES);
     report.ssh_host_keys.retain(|key| is_host_key(key));
     report.ssh_host_keys.truncate(MAX_HOST_KEYS);
     report.platform = word(&report.platform);
@@ -71,6 +72,7 @@ mod tests {
             access: true,
             platform: "linux/x86_64".into(),
             facts: [("disk.encrypted".to_owned(), "true".to_owned())].into(),
+            runs: vec!["diag".parse().unwrap()],
         };
         assert_eq!(facts(&report).len(), 1);
         assert_eq!(cleaned(report.clone()), report);
@@ -119,6 +121,7 @@ mod tests {
     fn lists_are_bounded() {
         let services = (0..500).map(|i| format!("s{i}").parse().unwrap()).collect();
         let report = cleaned(Report {
+            runs: vec!["diag".parse().unwrap(); 500],
             services,
             ssh_host_keys: vec![KEY.into(); 100],
             ..Report::default()
@@ -129,7 +132,10 @@ mod tests {
             ..Report::default()
         });
         assert_eq!(facts.len(), MAX_FACTS);
-        assert_eq!(report.services.len(), MAX_SERVICES);
+        assert_eq!(
+            (report.services.len(), report.runs.len()),
+            (MAX_SERVICES, MAX_SERVICES)
+        );
         assert_eq!(report.ssh_host_keys.len(), MAX_HOST_KEYS);
     }
 }

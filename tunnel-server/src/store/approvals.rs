@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
+use tunnel_proto::batch::Batch;
 use tunnel_proto::{ApprovalId, Code, Identity, OperatorName, TrustDomain, UnixTime};
 
 use super::enrolment::identity_is_revoked;
@@ -274,6 +275,8 @@ async fn ask(w: &mut Write, approval: Approval, now: UnixTime) -> Result<bool, S
         needed,
         expires_at,
         source: asked.source,
+        batch: asked.commands.as_ref().map(Batch::hash),
+        commands: asked.commands,
     })
     .await?;
     Ok(true)
@@ -283,7 +286,7 @@ async fn insert(w: &mut Write, approval: &Approval) -> Result<(), StoreError> {
     let asked = &approval.asked;
     sqlx::query(
         "INSERT INTO approvals (id, requester, devices, services, reason, window_secs, source, needed, approvers, state,
-             asked_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             asked_at, expires_at, commands) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&approval.id.as_bytes()[..])
     .bind(asked.requester.as_str())
@@ -297,6 +300,7 @@ async fn insert(w: &mut Write, approval: &Approval) -> Result<(), StoreError> {
     .bind(approval.state.as_str())
     .bind(secs(approval.asked_at))
     .bind(secs(approval.expires_at))
+    .bind(asked.commands.as_ref().map(to_json).transpose()?)
     .execute(&mut w.connection)
     .await?;
     Ok(())
@@ -339,6 +343,10 @@ fn approval(row: &SqliteRow) -> Result<Approval, StoreError> {
             reason: row.try_get("reason")?,
             window: Duration::from_secs(number(row, "window_secs")?),
             source: row.try_get("source")?,
+            commands: match row.try_get::<Option<String>, _>("commands")? {
+                Some(_) => Some(json(row, "commands")?),
+                None => None,
+            },
         },
         needed: row.try_get("needed")?,
         agreements: json(row, "approvers")?,

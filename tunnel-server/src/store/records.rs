@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 use tunnel_policy::{Approval, Question};
 use tunnel_proto::api::{Limits, Opening, Traffic};
+use tunnel_proto::batch::BatchHash;
 use tunnel_proto::ids::hex;
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::{FactName, FactValue, GroupName};
@@ -288,6 +289,8 @@ pub struct NewTunnel {
     pub authoriser: Option<BTreeMap<FactName, FactValue>>,
     /// What it may use.
     pub limits: Limits,
+    /// The only batch of commands that it is for.
+    pub batch: Option<BatchHash>,
 }
 
 /// What a decision was made from: with the record of the decision it can be made again.
@@ -434,6 +437,7 @@ impl From<&TunnelRecord> for Opening {
             approvers: approvers(decided.approval.as_ref()),
             approval: approval_id(decided.approval.as_ref()),
             break_glass: decided.break_glass,
+            batch: decided.batch,
             source: decided.source.clone(),
             opened_at: record.opened_at.as_secs(),
             expires_at: decided.expires_at.as_secs(),

@@ -206,6 +206,7 @@ pub(crate) fn tunnel(number: u8) -> NewTunnel {
         certified_at: NOW,
         approval: None,
         break_glass: false,
+        batch: None,
         authoriser: None,
         limits: Limits::default(),
     }

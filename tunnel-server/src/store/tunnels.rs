@@ -3,6 +3,7 @@
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use tunnel_proto::api::{LegPath, Traffic};
+use tunnel_proto::batch::BatchHash;
 use tunnel_proto::bind::Role;
 use tunnel_proto::ids::hex;
 use tunnel_proto::{CircuitId, Code, DeviceId, Identity, TokenId, TrustDomain, TunnelId, UnixTime};
@@ -376,8 +377,8 @@ async fn open(
     sqlx::query(
         "INSERT INTO tunnels (id, circuit, operator, holder_key, device, device_key, services, reason, source,
              policy_revision, policies, state, opened_at, expires_at, certified_at, approval, limits,
-             break_glass, grant_hash, authoriser)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?, ?, ?, ?, ?, ?, ?)",
+             break_glass, grant_hash, authoriser, batch)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'opening', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&tunnel.id.as_bytes()[..])
     .bind(&tunnel.circuit.as_bytes()[..])
@@ -398,6 +399,7 @@ async fn open(
     .bind(tunnel.break_glass)
     .bind(basis.grant.as_ref().map(|grant| &grant[..]))
     .bind(tunnel.authoriser.as_ref().map(to_json).transpose()?)
+    .bind(tunnel.batch.as_ref().map(|batch| &batch.as_bytes()[..]))
     .execute(&mut w.connection)
     .await?;
     if tunnel.break_glass {
@@ -427,6 +429,7 @@ async fn open(
         grant: basis.grant.map(|grant| hex(&grant)),
         approvers: approvers(tunnel.approval.as_ref()),
         approval: approval_id(tunnel.approval.as_ref()),
+        batch: tunnel.batch.map(Box::new),
         question: basis.question,
         authoriser: basis.authoriser,
     })
@@ -576,6 +579,10 @@ fn record(row: &SqliteRow) -> Result<TunnelRecord, StoreError> {
                 None => None,
             },
             limits: json(row, "limits")?,
+            batch: match row.try_get::<Option<Vec<u8>>, _>("batch")? {
+                Some(_) => Some(BatchHash::from_bytes(bytes(row, "batch")?)),
+                None => None,
+            },
         },
         state: TunnelState::from_text(&state).ok_or(StoreError::Damaged("state"))?,
         opened_at: time(row, "opened_at")?,

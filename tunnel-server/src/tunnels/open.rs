@@ -230,7 +230,14 @@ impl Control {
         let mut fitting: Vec<_> = found
             .iter()
             .filter_map(|found| {
-                let approval = found.covers(operator, &wish.device, &wish.services, moment.now, stands)?;
+                let approval = found.covers(
+                    operator,
+                    &wish.device,
+                    &wish.services,
+                    wish.batch,
+                    moment.now,
+                    stands,
+                )?;
                 Some(wish.resting_on(approval, &found.asked.reason))
             })
             .collect();
@@ -263,6 +270,13 @@ impl Control {
         let Some(link) = self.links.get(&wish.device) else {
             return Err(Denial::weighed(Code::DeviceOffline, weighed));
         };
+        // The device refuses too; but one of before this was thought of would not know that it has to.
+        if wish.batch.is_some() {
+            let runs = link.report().runs;
+            if !wish.services.iter().all(|service| runs.contains(service)) {
+                return Err(Denial::weighed(Code::BatchDenied, weighed));
+            }
+        }
         if self.authoriser.is_some() && wish.said.is_none() {
             return Err(Denial {
                 unasked: true,
@@ -374,6 +388,7 @@ impl Control {
             reason: wish.reason.clone(),
             approval: wish.approval.clone(),
             break_glass: wish.break_glass,
+            batch: wish.batch,
             authoriser: wish.said.as_ref().map(|said| said.facts.clone()),
             limits,
             source: caller.source.ip(),
@@ -486,6 +501,7 @@ impl Control {
             certified_at: facts.certified_at,
             approval: facts.approval.clone(),
             break_glass: facts.break_glass,
+            batch: facts.batch,
             authoriser: facts.authoriser.clone(),
             limits: to_api(&facts.limits),
         };
@@ -544,6 +560,7 @@ impl Control {
             expires_at: facts.expires_at,
             limits: to_grant(&facts.limits),
             reason: facts.reason.clone(),
+            batch: facts.batch,
         };
         grant.sign(&self.keys.grant_key)
     }

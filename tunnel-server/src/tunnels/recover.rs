@@ -72,6 +72,7 @@ impl Control {
             reason: decided.reason,
             approval: decided.approval,
             break_glass: decided.break_glass,
+            batch: decided.batch,
             authoriser: decided.authoriser,
             limits: from_api(&decided.limits),
             source: decided

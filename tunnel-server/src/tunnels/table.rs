@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tunnel_policy::{Approval, Limits};
 use tunnel_proto::api::Traffic;
+use tunnel_proto::batch::BatchHash;
 use tunnel_proto::bind::Role;
 use tunnel_proto::defaults::BIND_DEADLINE;
 use tunnel_proto::keys::KeyHash;
@@ -52,6 +53,8 @@ pub(crate) struct Facts {
     pub(crate) approval: Option<Approval>,
     /// Whether it was opened without the approvals that policy asks for.
     pub(crate) break_glass: bool,
+    /// The only batch of commands that it is for.
+    pub(crate) batch: Option<BatchHash>,
     /// What the fleet's own authoriser said, if it was asked.
     pub(crate) authoriser: Option<BTreeMap<FactName, FactValue>>,
     /// What policy lets it use.
@@ -437,6 +440,7 @@ mod tests {
             reason: None,
             approval: None,
             break_glass: false,
+            batch: None,
             authoriser: None,
             limits: Limits::default(),
             source: IpAddr::from([127, 0, 0, 1]),

@@ -65,6 +65,7 @@ fn facts(control: &Control, number: usize, operator: &str, device: &str) -> Fact
         reason: None,
         approval: None,
         break_glass: false,
+        batch: None,
         authoriser: None,
         limits: tunnel_policy::Limits::default(),
         source: Ipv4Addr::LOCALHOST.into(),
@@ -223,6 +224,7 @@ async fn a_request_that_is_refused_makes_no_room() {
         reason: None,
         permit: None,
         break_glass: false,
+        batch: None,
     };
     let refused = control.open_tunnel(&caller(control, "mallory"), request).await;
     assert_eq!(refused.unwrap_err().code, Code::NotFound);

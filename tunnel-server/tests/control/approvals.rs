@@ -1,15 +1,20 @@
 //! Approvals: asked for, given, used for exactly what was asked, taken back; and tunnels without them in an emergency.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 use serde_json::{Value, json};
-use tunnel_proto::api::{Approval, Lifted, OpenedTunnel, PolicyState, Revoked, Status, WithdrawnApproval};
+use tunnel_proto::api::{
+    Approval, Device, Lifted, OpenedTunnel, PolicyState, Revoked, Status, Tunnel, WithdrawnApproval,
+};
+use tunnel_proto::batch::Batch;
+use tunnel_proto::grant::Grant;
+use tunnel_proto::message::{FromAgent, FromServer, Report};
 use tunnel_proto::{ApprovalId, Code};
 
 use crate::agent::Agent;
-use crate::api::{Answer, Api};
+use crate::api::{Answer, Api, SOON};
 use crate::world::{Member, World};
 
 const POLICY: &str = r#"
@@ -461,4 +466,110 @@ async fn what_opens_while_an_approval_is_taken_back_does_not_stay() {
         "{before} opened, {refused} did not: the two never raced"
     );
     cast.world.server.shutdown().await;
+}
+
+/// An approval for commands is for them alone, and what opens on it says so to the device, in what the server has signed.
+#[tokio::test]
+async fn an_approval_for_commands_opens_a_tunnel_for_them_alone() {
+    let cast = Cast::new().await;
+    let (tess, mut pump) = (cast.api("tess"), cast.link("pump").await);
+    let ask = async |services: &[&str], commands: Value| {
+        let mut body = wish(&["pump"], services);
+        body["commands"] = commands;
+        tess.post("/v1/approvals", &body).await
+    };
+    let commands = json!([["/bin/echo", "a"]]);
+    for wrong in [
+        json!([]),
+        json!([[]]),
+        json!([["echo"]]),
+        json!([["/bin/echo", "\0"]]),
+        json!([["/bin/echo", "x".repeat(9000)]]),
+        json!(vec![["/bin/echo"]; 65]),
+    ] {
+        ask(&["ssh"], wrong).await.refused(Code::BadRequest);
+    }
+    ask(&["ssh", "web"], commands.clone())
+        .await
+        .refused(Code::BadRequest);
+    let asked: Approval = ask(&["ssh"], commands.clone()).await.good();
+    let batch = Batch::new(vec![vec!["/bin/echo".into(), "a".into()]])
+        .unwrap()
+        .hash();
+    assert_eq!(
+        (asked.batch, json!(asked.commands)),
+        (Some(batch), commands.clone())
+    );
+    cast.decide("lea", asked.id, "approve").await.good::<Approval>();
+
+    let open = async |batch: Option<String>| {
+        let body = json!({ "device": "pump", "services": ["ssh"], "reason": "x", "batch": batch });
+        tess.post("/v1/tunnels", &body).await
+    };
+    open(None).await.refused(Code::ApprovalRequired);
+    open(Some("0".repeat(64))).await.refused(Code::ApprovalRequired);
+    open(Some("0".repeat(63))).await.refused(Code::BadRequest);
+    // A device of before would take the grant for one of the whole service.
+    open(Some(batch.to_string())).await.refused(Code::BatchDenied);
+    let (services, access) = (["diag", "ssh"].map(|name| name.parse().unwrap()).to_vec(), true);
+    let report = Report {
+        services,
+        access,
+        runs: vec!["ssh".parse().unwrap()],
+        ..Report::default()
+    };
+    pump.say(&FromAgent::Report(report)).await;
+    let admin = cast.admin();
+    let deadline = Instant::now() + SOON;
+    while admin
+        .get("/v1/devices/pump")
+        .await
+        .good::<Device>()
+        .services
+        .len()
+        < 2
+    {
+        assert!(Instant::now() < deadline, "the report did not come");
+        tokio::task::yield_now().await;
+    }
+    let (mut offers, opening) = (Vec::new(), open(Some(batch.to_string())));
+    tokio::pin!(opening);
+    // The report changes what the decision is made from, so it may be made, and offered, twice.
+    let answer = loop {
+        tokio::select! {
+            answer = &mut opening => break answer,
+            told = pump.next() => if let FromServer::Offer(offer) = told {
+                pump.answer(offer.tunnel, None).await;
+                offers.push(offer);
+            }
+        }
+    };
+    let tunnel = answer.good::<OpenedTunnel>().tunnel;
+    let grant = Grant::verify(&offers.last().unwrap().grant, &pump.welcome.grant_key).unwrap();
+    assert_eq!(grant.batch, Some(batch));
+    drop(pump);
+
+    // It is all there after a restart, and in the trail.
+    let cast = cast.restart().await;
+    let admin = cast.admin();
+    let shown: Approval = cast
+        .api("lea")
+        .get(&format!("/v1/approvals/{}", asked.id))
+        .await
+        .good();
+    assert_eq!(
+        (shown.batch, json!(shown.commands)),
+        (Some(batch), commands.clone())
+    );
+    let shown: Tunnel = admin.get(&format!("/v1/tunnels/{tunnel}")).await.good();
+    assert_eq!((shown.batch, shown.approval), (Some(batch), Some(asked.id)));
+    let records = admin.audit().await;
+    let (_, requested) = records
+        .iter()
+        .find(|(kind, _)| kind == "approval.requested")
+        .unwrap();
+    assert_eq!(
+        (&requested["commands"], &requested["batch"]),
+        (&commands, &json!(batch))
+    );
 }

@@ -63,6 +63,7 @@ mod tests {
             services: vec!["ssh".parse().unwrap()],
             reason: "INC-7".into(),
             window: HOUR,
+            commands: None,
             source: "192.0.2.1".into(),
         };
         let begin = end.before(HOUR);

@@ -109,6 +109,7 @@ mod tests {
             services: vec!["ssh".parse().unwrap()],
             reason: "INC-7".into(),
             window: Duration::from_secs(3600),
+            commands: None,
             source: "192.0.2.1".into(),
         };
         let mut id = [0; 16];

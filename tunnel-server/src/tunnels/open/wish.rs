@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tunnel_policy::{Approval, Terms};
 use tunnel_proto::api::OpenTunnel;
+use tunnel_proto::batch::BatchHash;
 use tunnel_proto::defaults::{BREAK_GLASS_LIFETIME, TUNNEL_LIFETIME, TUNNEL_LIFETIME_MAX};
 use tunnel_proto::grant::MAX_SERVICES;
 use tunnel_proto::{Code, DeviceId, Refusal, ServiceName};
@@ -26,6 +27,8 @@ pub(super) struct Wish {
     pub(super) approval: Option<Approval>,
     /// Whether it is asked for without that.
     pub(super) break_glass: bool,
+    /// The only batch of commands that it is to be for.
+    pub(super) batch: Option<BatchHash>,
     /// What the authoriser said.
     pub(super) said: Option<Said>,
 }
@@ -91,6 +94,7 @@ impl Wish {
             permit: permit.flatten(),
             approval: None,
             break_glass: request.break_glass,
+            batch: request.batch,
             said: None,
         })
     }
@@ -129,6 +133,7 @@ mod tests {
             reason: None,
             permit: None,
             break_glass: false,
+            batch: None,
         }
     }
 
