@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -220,7 +220,10 @@ fn dat_19_forged_resets_retries_versions_and_icmp_change_nothing() {
         [&[0x40][..], &noise(40, 3)].concat(),
         [&[0x7f][..], &noise(1199, 4)].concat(),
         vec![0x04; bind::SIZE],
+        // "I was started anew": makes the agent ask the server once in ten seconds, whose answer says that it was not.
+        bind::RESTARTED.to_vec(),
     ];
+    let begun = Instant::now();
     for round in 0..20 {
         for &end in &ends {
             for forged in &forged {
@@ -247,6 +250,12 @@ fn dat_19_forged_resets_retries_versions_and_icmp_change_nothing() {
     let writer = std::thread::spawn(move || stdin.write_all(long.as_bytes()));
     assert_eq!(session.line().len(), 100_001);
     writer.join().unwrap().unwrap();
+    let believed = agent.process().said().matches("started anew").count() as u64;
+    let most = begun.elapsed().as_secs() / 10 + 1;
+    assert!((1..=most).contains(&believed), "{believed} of {most}");
+    let records = fleet.admin.audit();
+    let links = records.iter().filter(|record| record["kind"] == "device.linked");
+    assert_eq!(links.count(), 1, "the link stays");
 }
 
 /// The local ports of a process's UDP sockets.
