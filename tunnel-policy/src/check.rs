@@ -145,7 +145,8 @@ fn judge(text: &str, policies: &PolicySet) -> (Vec<Problem>, Vec<Problem>) {
     for policy in policies.policies() {
         let found = limits::read(policy).err().into_iter().flatten();
         let line = |policy: &Policy| policy_line(text, policy);
-        errors.extend(found.chain(wrong_group(policy)).map(|message| Problem {
+        let found = found.chain(wrong_group(policy)).chain(built_on_groups(policy));
+        errors.extend(found.map(|message| Problem {
             line: line(policy),
             message,
         }));
@@ -195,6 +196,21 @@ fn wrong_group(policy: &Policy) -> Option<String> {
     (is_about_groups(policy) && !named).then(|| {
         format!(
             "`{}` has to name its group, as `resource == ReportedGroup::\"old\"`",
+            limits::name(policy)
+        )
+    })
+}
+
+/// Refuses a policy about groups that asks for a reported group: while it is made out who belongs to which, nobody is in any,
+/// so that a `forbid` of this kind would never fit.
+fn built_on_groups(policy: &Policy) -> Option<String> {
+    let text = policy.to_string();
+    let mentions = tokens(&text)
+        .filter(|(_, token)| *token == "ReportedGroup")
+        .count();
+    (is_about_groups(policy) && mentions > 1).then(|| {
+        format!(
+            "`{}` asks for a `ReportedGroup`; who belongs to one is told by facts and `DeviceGroup`s alone",
             limits::name(policy)
         )
     })

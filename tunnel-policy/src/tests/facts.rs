@@ -83,6 +83,17 @@ fn a_rule_about_a_group_names_it_and_speaks_of_devices_only() {
             r#"permit (principal, action in [Action::"belong", Action::"view"], resource);"#,
             "belong",
         ),
+        // Two groups of which each would be in the other; and a rule that would never fit.
+        (
+            r#"permit (principal in ReportedGroup::"b", action == Action::"belong", resource == ReportedGroup::"a");
+               permit (principal in ReportedGroup::"a", action == Action::"belong", resource == ReportedGroup::"b");"#,
+            "asks for a `ReportedGroup`",
+        ),
+        (
+            r#"forbid (principal, action == Action::"belong", resource == ReportedGroup::"a")
+               when { principal in ReportedGroup::"b" };"#,
+            "asks for a `ReportedGroup`",
+        ),
     ] {
         let errors = check(policy).errors;
         assert!(
@@ -90,6 +101,9 @@ fn a_rule_about_a_group_names_it_and_speaks_of_devices_only() {
             "{policy}: {errors:?}"
         );
     }
+    let of_devices = r#"permit (principal in DeviceGroup::"pumps", action == Action::"belong", resource == ReportedGroup::"a")
+        when { principal.reported has version && principal.reported.version != "ReportedGroup" };"#;
+    assert_eq!(check(of_devices).errors, []);
     let failing = r#"permit (principal, action, resource);
         permit (principal, action == Action::"belong", resource == ReportedGroup::"a")
         when { principal.reported.age_secs + 9223372036854775807 > 0 };"#;
