@@ -218,6 +218,9 @@ impl Control {
     }
 }
 
+/// Why a request that would change the caller's own rights is refused.
+pub(crate) const OWN_GROUPS: &str = "nobody changes its own groups";
+
 /// Writes bytes as the API does.
 pub(crate) fn to_base64(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tunnel_certs::CertificateRequest;
+use tunnel_policy::Action;
 use tunnel_proto::api::{EnrolAnswer, EnrolRequest, MadeEnrolCode, MakeEnrolCode};
 use tunnel_proto::defaults::ENROL_CODE_LIFETIME;
 use tunnel_proto::enrol::secret_hash;
@@ -86,6 +87,9 @@ impl Control {
         request: MakeEnrolCode,
     ) -> Result<MadeEnrolCode, Refusal> {
         let order = order(request, caller.by())?;
+        if self.widens_own_rights(caller, &order).await? {
+            return self.deny_own_groups(caller, Action::ManageEnrolment).await;
+        }
         let made = make_code(&self.store, &self.address, &self.trust, order, self.now()).await;
         let made = made.map_err(|error| match &error {
             InitError::Store(error) => self.store_failed(error),
@@ -98,6 +102,19 @@ impl Control {
             code: made.text,
             expires_at: made.expires_at.as_secs(),
         })
+    }
+}
+
+impl Control {
+    /// Says whether a code names the one who makes it, and a group that it is not in (THREATS POL-12). What a code that names
+    /// nobody is used for is seen when it is used.
+    async fn widens_own_rights(&self, caller: &Caller, order: &CodeOrder) -> Result<bool, Code> {
+        match (&order.makes, &order.group) {
+            (Makes::Operators(names), Some(group)) if names.contains(&caller.name) => {
+                Ok(!self.groups_of(&caller.name).await?.contains(group))
+            }
+            _ => Ok(false),
+        }
     }
 }
 

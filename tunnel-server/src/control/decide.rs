@@ -8,8 +8,8 @@ use tunnel_policy::{Action, Circumstances, Decision, Engine, Operator, Question,
 use tunnel_proto::names::GroupName;
 use tunnel_proto::{Code, Refusal, UnixTime};
 
-use super::Control;
 use super::steadiness::Moment;
+use super::{Control, OWN_GROUPS};
 use crate::api::caller::Caller;
 use crate::audit::Event;
 use crate::store::DeviceRecord;
@@ -170,6 +170,15 @@ impl Control {
     ) -> Result<T, Refusal> {
         self.record_denial(caller, action).await?;
         Err(why.into())
+    }
+
+    /// Refuses a caller a change of its own groups, which is recorded (THREATS POL-12).
+    ///
+    /// # Errors
+    /// Always: [`Code::PolicyDeny`], unless it could not be recorded.
+    pub(crate) async fn deny_own_groups<T>(&self, caller: &Caller, action: Action<'_>) -> Result<T, Refusal> {
+        self.record_denial(caller, action.as_str()).await?;
+        Err(Refusal::new(Code::PolicyDeny, OWN_GROUPS))
     }
 
     async fn record_denial(&self, caller: &Caller, action: &str) -> Result<(), Code> {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tunnel_policy::Action;
 use tunnel_proto::api::{AssertedFact, ChangeFacts, Changed, DeviceFacts};
 use tunnel_proto::defaults::MAX_FACTS;
 use tunnel_proto::names::{FactName, FactValue, GroupName};
@@ -31,7 +32,7 @@ impl Control {
         // Whoever may give rights gives them to others (THREATS POL-12). Taking oneself out may widen them too: what a
         // `forbid` says of a group ends with it.
         if matches!(&member, Member::Operator(name) if *name == caller.name) {
-            return Err(Refusal::new(Code::PolicyDeny, "nobody changes its own groups"));
+            return self.deny_own_groups(caller, Action::ManageGroups).await;
         }
         if !self.is_enrolled(&member).await? {
             return Err(Code::NotFound.into());

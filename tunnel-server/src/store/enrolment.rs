@@ -16,6 +16,7 @@ use super::suspended::suspension_of;
 use super::writer::Write;
 use super::{Store, StoreError};
 use crate::audit::{Event, MemberKind, bounded};
+use crate::control::OWN_GROUPS;
 
 /// How often guessed codes are recorded at most: somebody who guesses does not write our log (THREATS AUD-05).
 const GUESSES_EVERY: Duration = Duration::from_secs(60);
@@ -128,8 +129,8 @@ fn code_name(secret_hash: &[u8; 32]) -> String {
 
 async fn insert_code(w: &mut Write, code: NewEnrolCode, now: UnixTime) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO enrol_codes (secret_hash, kind, ids, group_name, uses_left, expires_at, replaces)
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO enrol_codes (secret_hash, kind, ids, group_name, uses_left, expires_at, replaces, made_by)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&code.secret_hash[..])
     .bind(code.makes.kind().as_str())
@@ -138,6 +139,7 @@ async fn insert_code(w: &mut Write, code: NewEnrolCode, now: UnixTime) -> Result
     .bind(code.uses)
     .bind(secs(code.expires_at))
     .bind(code.replace)
+    .bind(&code.by)
     .execute(&mut w.connection)
     .await?;
     // Codes that nobody can use any more are gone for good; the chain remembers them.
@@ -166,6 +168,7 @@ struct StoredCode {
     uses_left: u64,
     expires_at: UnixTime,
     replace: bool,
+    made_by: Option<String>,
 }
 
 impl StoredCode {
@@ -195,6 +198,7 @@ impl StoredCode {
             uses_left: number(row, "uses_left")?,
             expires_at: time(row, "expires_at")?,
             replace: row.try_get("replaces")?,
+            made_by: row.try_get("made_by")?,
         })
     }
 
@@ -332,6 +336,9 @@ async fn admit(
     if let Some(code) = suspension_of(w, &identity).await? {
         return Ok(Err(code.into()));
     }
+    if widens_own_rights(w, code, &identity.subject).await? {
+        return Ok(Err(Refusal::new(Code::PolicyDeny, OWN_GROUPS)));
+    }
     if key_is_revoked(w, &newcomer.key).await? || key_is_of_another(w, &newcomer.key, &identity).await? {
         w.append(&Event::KeyReused {
             code: code_name(&code.secret_hash),
@@ -352,6 +359,23 @@ async fn admit(
         Some(_) => return Ok(Err(Code::EnrolTaken.into())),
     };
     Ok(Ok(Admitted { identity, replaced }))
+}
+
+/// Says whether a code would put the one who made it into a group (THREATS POL-12).
+async fn widens_own_rights(w: &mut Write, code: &StoredCode, subject: &Subject) -> Result<bool, StoreError> {
+    let (Subject::Operator(name), Some(group)) = (subject, &code.group) else {
+        return Ok(false);
+    };
+    if code.made_by.as_deref() != Some(&format!("operator/{name}")) {
+        return Ok(false);
+    }
+    let found = sqlx::query("SELECT 1 FROM memberships WHERE kind = ? AND name = ? AND group_name = ?")
+        .bind(MemberKind::Operator.as_str())
+        .bind(name.as_str())
+        .bind(group.as_str())
+        .fetch_optional(&mut w.connection)
+        .await?;
+    Ok(found.is_none())
 }
 
 /// Records a refusal. Codes that are not known were dealt with before.
