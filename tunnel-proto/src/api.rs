@@ -796,6 +796,23 @@ pub struct Why {
     /// The facts that those policies speak of, for who may read them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub facts: BTreeMap<String, String>,
+    /// What the fleet's own authoriser says of it, if the fleet has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authoriser: Option<WhyAuthoriser>,
+}
+
+/// What the fleet's own authoriser says, as [`Why`] shows it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WhyAuthoriser {
+    /// Whether it was asked: about what policy permits, for who may read policies or the audit chain.
+    pub asked: bool,
+    /// Its answer, or why there is none, in the words of the audit chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// The facts that it said.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub facts: BTreeMap<String, String>,
 }
 
 /// A policy, as [`Why`] shows it.

@@ -55,6 +55,15 @@ fn text(why: &Why) -> String {
     for (name, value) in &why.facts {
         rows.push(("fact", format!("{name} is {value}")));
     }
+    if let Some(authoriser) = &why.authoriser {
+        let unasked = "was not asked; it is when a tunnel is asked for that policy permits";
+        rows.push((
+            "authoriser",
+            authoriser.answer.clone().unwrap_or_else(|| unasked.to_owned()),
+        ));
+        let said = authoriser.facts.iter();
+        rows.extend(said.map(|(name, value)| ("authoriser", format!("{name} is {value}"))));
+    }
     let mut text = output::fields(&rows);
     text.push_str(&rules("decided by", &why.rules));
     text.push_str(&rules("would permit it under other conditions", &why.near));

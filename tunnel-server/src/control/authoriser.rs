@@ -22,6 +22,8 @@ use crate::webhook::{Client, Message, TargetError, rfc3339};
 pub(crate) const TUNNEL_ASKED: &str = "tunnel.asked";
 /// What it is asked when somebody wants to know how many have to agree to one.
 pub(crate) const APPROVAL_ASKED: &str = "approval.asked";
+/// What it is asked when somebody wants to know what it would say.
+pub(crate) const WHY_ASKED: &str = "why.asked";
 /// Requests at once: what more there is waits, and its time runs.
 const AT_ONCE: usize = 64;
 /// Most facts in an answer.

@@ -7,13 +7,15 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use tunnel_policy::{Action, Outcome, Rule, Terms};
-use tunnel_proto::api::{AskWhy, Why, WhyRule};
+use tunnel_policy::{Action, Outcome, Question, Rule, Terms};
+use tunnel_proto::api::{AskWhy, Why, WhyAuthoriser, WhyRule};
 use tunnel_proto::defaults::{TUNNEL_LIFETIME, TUNNEL_LIFETIME_MAX};
+use tunnel_proto::names::{FactName, FactValue};
 use tunnel_proto::{Code, DeviceId, OperatorName, Refusal, ServiceName};
 
 use super::Control;
-use super::decide::Asker;
+use super::authoriser::{Authoriser, Forbidden, Said, WHY_ASKED};
+use super::decide::{Asker, InForce};
 use crate::api::caller::Caller;
 use crate::audit::MAX_TEXT;
 use crate::tunnels::limits::to_api;
@@ -50,7 +52,11 @@ impl Control {
         let record = self.store.device(&device).await;
         let record = record.map_err(|error| self.store_failed(&error))?;
         let record = record.ok_or(Code::NotFound)?;
-        let question = asker.question(&record, terms);
+        let mut question = asker.question(&record, terms);
+        let authoriser = match &self.authoriser {
+            Some(authoriser) => Some(self.hear(authoriser, &in_force, knows_why, &mut question).await),
+            None => None,
+        };
         let policy = in_force.clone();
         // An explanation takes many decisions; nobody else is to wait for them, and who will not see it causes less.
         let why = tokio::task::spawn_blocking(move || match knows_why {
@@ -62,7 +68,8 @@ impl Control {
             return Err(Code::NotFound.into());
         }
         let decision = &why.verdict.decision;
-        let outcome = if why.verdict.visible {
+        let stopped = authoriser.as_ref().is_some_and(Heard::stops);
+        let outcome = if why.verdict.visible && !stopped {
             decision.outcome
         } else {
             Outcome::Deny
@@ -85,7 +92,30 @@ impl Control {
             rules: shown(why.rules),
             near: shown(why.near),
             facts: why.facts,
+            authoriser: authoriser.map(Heard::shown),
         })
+    }
+
+    /// Asks the authoriser about what policy permits, for who may know why: what it says is told to nobody else, and a service
+    /// that answers people's requests is not to be kept busy by anybody's questions. What it says becomes part of the
+    /// question.
+    async fn hear(
+        &self,
+        authoriser: &Authoriser,
+        in_force: &InForce,
+        knows_why: bool,
+        question: &mut Question,
+    ) -> Heard {
+        if !knows_why || !in_force.weigh(question).is_allowed() {
+            return Heard::Unasked;
+        }
+        match self.consult(authoriser, WHY_ASKED, question).await {
+            Ok(said) => {
+                question.terms.authoriser = Some(said.facts.clone());
+                Heard::Said(said)
+            }
+            Err(forbidden) => Heard::Forbidden(forbidden),
+        }
     }
 
     /// Describes another operator, as if it had just logged in.
@@ -97,6 +127,37 @@ impl Control {
         let operator = operator.map_err(|error| self.store_failed(&error))?;
         let operator = operator.ok_or(Code::NotFound)?;
         Ok(Asker::of_another((&operator).into(), source, self.moment()))
+    }
+}
+
+/// What an authoriser says to a question that opens nothing.
+enum Heard {
+    Unasked,
+    Said(Said),
+    Forbidden(Forbidden),
+}
+
+impl Heard {
+    /// Says whether nothing would open.
+    const fn stops(&self) -> bool {
+        matches!(self, Self::Forbidden(_))
+    }
+
+    fn shown(self) -> WhyAuthoriser {
+        let text = |(name, value): (FactName, FactValue)| (name.to_string(), value.to_string());
+        match self {
+            Self::Unasked => WhyAuthoriser::default(),
+            Self::Said(said) => WhyAuthoriser {
+                asked: true,
+                answer: Some(said.consulted.answer),
+                facts: said.facts.into_iter().map(text).collect(),
+            },
+            Self::Forbidden(forbidden) => WhyAuthoriser {
+                asked: true,
+                answer: Some(forbidden.consulted.answer),
+                ..WhyAuthoriser::default()
+            },
+        }
     }
 }
 

@@ -5,14 +5,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hyper::Method;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use tunnel_proto::Code;
-use tunnel_proto::api::{Approval, OpenedTunnel, PolicyState};
+use tunnel_proto::api::{Approval, OpenedTunnel, PolicyState, Tunnel, Why};
 use tunnel_server::config::{Authoriser, Config};
 
 use crate::agent::Agent;
 use crate::api::Answer;
-use crate::hook::{Hook, Manner, write_private};
+use crate::hook::{Got, Hook, Manner, write_private};
 use crate::world::World;
 
 const POLICY: &str = r#"
@@ -307,20 +309,13 @@ impl Drop for Running {
     }
 }
 
-/// The service of `docs/webhooks.md`, as it stands there.
-#[tokio::test]
-async fn the_service_of_the_page_works() {
+/// Starts the service of `docs/webhooks.md`, as it stands there, with some lines before it; its port. Nothing without `python3`.
+fn service_of_the_page(hook: &Hook, before: &str) -> Option<(Running, u16)> {
     const PAGE: &str = include_str!("../../../docs/webhooks.md");
-    let hook = Hook::start(allow("0")).await;
-    let program = PAGE
-        .split("```python\n")
-        .nth(1)
-        .unwrap()
-        .split("```")
-        .next()
-        .unwrap();
+    let program = PAGE.split("```python\n").nth(1).unwrap();
+    let program = format!("{before}{}", program.split("```").next().unwrap());
     let found = Command::new("python3")
-        .args(["-c", program])
+        .args(["-c", &program])
         .args(["cert.pem", "cert.key", "hook.key"].map(|name| hook.file(name)))
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -330,13 +325,22 @@ async fn the_service_of_the_page_works() {
             std::env::var_os("CI").is_none(),
             "the checks run all tests, and this one needs `python3`"
         );
-        return;
+        return None;
     };
     let mut port = String::new();
     let said = service.0.stdout.take().unwrap();
     BufReader::new(said).read_line(&mut port).unwrap();
+    Some((service, port.trim().parse().unwrap()))
+}
+
+#[tokio::test]
+async fn the_service_of_the_page_works() {
+    let hook = Hook::start(allow("0")).await;
+    let Some((_service, port)) = service_of_the_page(&hook, "") else {
+        return;
+    };
     let mut target = hook.target();
-    target.url = format!("https://localhost:{}/", port.trim()).parse().unwrap();
+    target.url = format!("https://localhost:{port}/").parse().unwrap();
     let mut stranger = target.clone();
     stranger.key = hook.file("other.key");
     write_private(stranger.key.clone(), &format!("whsec_{}\n", "A".repeat(40)));
@@ -360,5 +364,143 @@ async fn the_service_of_the_page_works() {
     let told = newest(&world, "tunnel.denied").await;
     let told = told["authoriser"]["answer"].as_str().unwrap().to_owned();
     assert!(told.contains("status is 401"), "{told}");
+    world.server.shutdown().await;
+}
+
+/// Sends a captured request to a service, as whoever could read it does; the status of the answer.
+async fn replay(hook: &Hook, port: u16, got: &Got, change: impl FnOnce(&mut Got)) -> u16 {
+    let mut got = got.clone();
+    change(&mut got);
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(hook.file("ca.pem")).unwrap() {
+        roots.add(root.unwrap()).unwrap();
+    }
+    let tls = rustls::ClientConfig::builder_with_provider(tunnel_net::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls));
+    let stream = connector.connect("localhost".try_into().unwrap(), stream).await;
+    let stream = hyper_util::rt::TokioIo::new(stream.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+    let mut driver = tokio::task::JoinSet::new();
+    driver.spawn(connection);
+    let mut request = hyper::Request::post("/")
+        .body(http_body_util::Full::new(got.body))
+        .unwrap();
+    *request.headers_mut() = got.headers;
+    sender.send_request(request).await.unwrap().status().as_u16()
+}
+
+/// THREATS SRV-15: what somebody on the way to a service could read is of no use a second time, nor later, nor changed.
+#[tokio::test]
+async fn srv_15_a_captured_request_is_refused_by_the_service_of_the_page() {
+    let hook = Hook::start(allow("0")).await;
+    let later = "import time\n_now = time.time\ntime.time = lambda: _now() + 301\n";
+    let (Some((_service, port)), Some((_late, port_of_late))) =
+        (service_of_the_page(&hook, ""), service_of_the_page(&hook, later))
+    else {
+        return;
+    };
+    // The server's own requests, as the service got them.
+    let (world, mut agent) = cast(&hook).await;
+    for _ in 0..2 {
+        opened(&world, &mut agent).await;
+    }
+    world.server.shutdown().await;
+    let got = hook.got();
+    let (first, second) = (&got[0], &got[1]);
+    let id =
+        |id: &'static str| move |got: &mut Got| drop(got.headers.insert("webhook-id", id.parse().unwrap()));
+    let fresh = |got: &mut Got| {
+        let now = crate::world::now().after(Duration::from_secs(1)).as_secs();
+        got.headers.insert("webhook-timestamp", now.into());
+    };
+    let same = |_: &mut Got| ();
+    assert_eq!(replay(&hook, port, first, id("ask_another")).await, 401);
+    assert_eq!(replay(&hook, port, first, fresh).await, 401);
+    let of_another_device = |got: &mut Got| {
+        let body = String::from_utf8_lossy(&got.body).replace("\"pump\"", "\"mill\"");
+        assert_ne!(body.as_bytes(), &got.body[..]);
+        got.body = body.into();
+    };
+    assert_eq!(replay(&hook, port, first, of_another_device).await, 401);
+    assert_eq!(replay(&hook, port, first, same).await, 200, "it is good once");
+    for _ in 0..3 {
+        assert_eq!(replay(&hook, port, first, same).await, 409);
+    }
+    assert_eq!(
+        replay(&hook, port, second, same).await,
+        200,
+        "another one is good"
+    );
+    // Five minutes later it is too old, also for a service that has never seen it.
+    assert_eq!(replay(&hook, port_of_late, first, same).await, 401);
+}
+
+/// Who may know why is told what the authoriser says; nobody else's question gets to it, and it opens nothing.
+#[tokio::test]
+async fn why_tells_what_the_authoriser_says() {
+    let hook = Hook::start(allow("3")).await;
+    let (world, _agent) = cast(&hook).await;
+    let tess = world.operator("tess", "technicians").await;
+    let (root, tess) = (world.api(&world.admin), world.api(&tess));
+    let text = format!(
+        "{POLICY}@id(\"staff\") permit (principal in OperatorGroup::\"technicians\", action in [Action::\"view\", \
+         Action::\"connect\"], resource) when {{ !(resource has name) || resource.name == \"ssh\" }};"
+    );
+    let text = json!({ "text": text });
+    root.send(Method::PUT, "/v1/policy", Some(&text))
+        .await
+        .good::<PolicyState>();
+    let ask = |service: &str| json!({ "device": "pump", "service": service });
+    let why =
+        async |api: &crate::api::Api, service: &str| api.post("/v1/why", &ask(service)).await.good::<Why>();
+
+    let told = why(&tess, "ssh").await;
+    assert_eq!(
+        (told.outcome.as_str(), told.authoriser.map(|said| said.asked)),
+        ("allow", Some(false))
+    );
+    let told = why(&root, "web").await;
+    assert_eq!(
+        (told.outcome.as_str(), told.authoriser.map(|said| said.asked)),
+        ("deny", Some(false))
+    );
+    assert_eq!(hook.connections(), 0);
+
+    let told = why(&root, "ssh").await;
+    let said = told.authoriser.unwrap();
+    assert_eq!(
+        (told.outcome.as_str(), said.answer.as_deref()),
+        ("allow", Some("allow: shift"))
+    );
+    assert_eq!(said.facts["risk"], "3");
+    let asked = hook.got().pop().unwrap();
+    assert!(asked.is_signed() && asked.json()["type"] == "why.asked");
+    hook.now(allow("9"));
+    let told = why(&root, "ssh").await;
+    assert_eq!(
+        (told.outcome.as_str(), told.policies),
+        ("deny", vec!["risky".to_owned()])
+    );
+    for (manner, answer) in [
+        (
+            json!({ "decision": "forbid", "reason": "no ticket" }),
+            "forbid: no ticket",
+        ),
+        (json!({}), "none: the answer is not of the documented form"),
+    ] {
+        hook.now(Manner::Says(200, manner.to_string()));
+        let told = why(&root, "ssh").await;
+        assert_eq!(told.outcome, "deny");
+        let said = told.authoriser.unwrap().answer.unwrap();
+        assert!(said.starts_with(answer), "{said}");
+    }
+    let tunnels: Vec<Tunnel> = root.get("/v1/tunnels").await.good();
+    assert!(tunnels.is_empty(), "{tunnels:?}");
     world.server.shutdown().await;
 }
