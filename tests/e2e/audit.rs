@@ -2,8 +2,14 @@
 
 use std::time::Duration;
 
-use tunnel_e2e::Fleet;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 use tunnel_e2e::service::Service;
+use tunnel_e2e::{Fleet, Operator};
+use tunnel_net::clock::{Clock as _, SystemClock};
+use tunnel_proto::UnixTime;
+use tunnel_server::config::{Config, DataDir};
+use tunnel_server::run::Server;
 
 #[test]
 fn a_session_leaves_its_trail_in_order() {
@@ -292,6 +298,107 @@ fn a_session_has_its_whole_record_and_who_used_it_sees_it() {
     assert_eq!(seen, sessions);
     let long = ana.tunnel(&["sessions", "--long"]).ok();
     assert!(long.contains("INC-7") && long.contains("E_CUT"), "{long}");
+}
+
+/// Has the server drop what is older than a time, by its own retention on its own store; how many records.
+fn drop_older(fleet: &Fleet, time: UnixTime) -> u64 {
+    let data = DataDir::new(fleet.server.data());
+    let config = Config::load(&data).unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let server = Server::start(&data, config).await.unwrap();
+        let dropped = server.drop_audit(day, time.after(day)).await.unwrap();
+        server.shutdown().await;
+        dropped
+    })
+}
+
+/// Takes one record out of the store, as who can write to its file does.
+fn take_out(fleet: &Fleet, number: u64) {
+    let store = SqliteConnectOptions::new().filename(fleet.server.data().join("store.db"));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut store = store.connect().await.unwrap();
+        for statement in [
+            "DROP TRIGGER audit_is_not_deleted".to_owned(),
+            format!("DELETE FROM audit WHERE seq = {number}"),
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(statement))
+                .execute(&mut store)
+                .await
+                .unwrap();
+        }
+        store.close().await.unwrap();
+    });
+}
+
+/// THREATS AUD-01, AUD-02: the server's signature vouches for what it dropped for its age, and for not one record more.
+#[test]
+fn what_was_dropped_for_its_age_is_vouched_for_and_one_record_more_is_missed() {
+    let mut fleet = Fleet::on_loopback();
+    fleet.technician("ana");
+    let now = SystemClock.now();
+    let later = tunnel_e2e::until("the next second", Duration::from_secs(20), || {
+        (SystemClock.now() > now).then(|| SystemClock.now())
+    });
+    fleet.technician("bo");
+    let code = fleet
+        .server
+        .enrol_code(&["--operator", "auditor", "--group", "admins"]);
+    let whole = fleet.admin.json(&["audit", "verify"]);
+    assert_eq!(
+        (&whole["first"], &whole["dropped"]),
+        (&1.into(), &serde_json::Value::Null)
+    );
+    fleet.server.stop();
+    let dropped = drop_older(&fleet, later);
+    assert!(dropped > 0);
+    fleet.server.restart();
+
+    let newcomer = Operator::login("auditor", fleet.devices_place(), fleet.directory(), &code);
+    for auditor in [&fleet.admin, &newcomer] {
+        let proof = auditor.json(&["audit", "verify"]);
+        assert_eq!(
+            (&proof["first"], &proof["dropped"]),
+            (&(dropped + 1).into(), &dropped.into()),
+            "{proof}"
+        );
+    }
+    let said = fleet.admin.tunnel(&["audit", "verify"]).ok();
+    assert!(
+        said.contains(&format!("records 1 to {dropped} for their age")),
+        "{said}"
+    );
+    let kinds = |kind: &str| {
+        fleet
+            .admin
+            .audit()
+            .iter()
+            .filter(|record| record["kind"] == kind)
+            .count()
+    };
+    assert_eq!(
+        (kinds("audit.dropped"), kinds("operator.enrolled")),
+        (1, 2),
+        "bo and the newcomer are left"
+    );
+
+    fleet.server.stop();
+    take_out(&fleet, dropped + 1);
+    fleet.server.restart();
+    // Who has verified it before is told, and so is who never has.
+    std::fs::remove_file(newcomer.home().join("audit-witness.toml")).unwrap();
+    for auditor in [&fleet.admin, &newcomer] {
+        let refusal = auditor.refusal(&["audit", "verify"]);
+        assert_eq!((refusal.exit, refusal.code.as_str()), (1, "E_AUDIT_BROKEN"));
+        let named = format!(
+            "record {} is missing: record {} stands in its place",
+            dropped + 1,
+            dropped + 2
+        );
+        assert!(refusal.text.contains(&named), "{}", refusal.text);
+    }
 }
 
 fn replace_all(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {

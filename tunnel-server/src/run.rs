@@ -260,6 +260,15 @@ impl Server {
         &self.control
     }
 
+    /// Drops the audit records that are older, as the look once an hour does, and returns how many. The time is handed in: it
+    /// has to be one to which the trail reaches.
+    ///
+    /// # Errors
+    /// Returns the code of what could not be written.
+    pub async fn drop_audit(&self, kept: Duration, now: UnixTime) -> Result<u64, Code> {
+        self.control.drop_audit(kept, now).await
+    }
+
     /// Returns where the figures for monitoring are, if they are anywhere.
     pub const fn metrics_addr(&self) -> Option<SocketAddr> {
         self.metrics
