@@ -11,11 +11,9 @@ use tunnel_e2e::api::Api;
 use tunnel_e2e::operator::Operator;
 use tunnel_e2e::service::Service;
 use tunnel_e2e::skip::Need;
-use tunnel_e2e::{Fleet, needs, until, until_ok};
+use tunnel_e2e::{Fleet, needs, until_ok};
 
-use crate::world::scaled;
-
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::world::{PATIENCE, api, bodies, scaled, wait_for};
 
 /// A file of a test, by its path as text.
 struct File(PathBuf);
@@ -37,27 +35,6 @@ impl File {
 fn export(operator: &Operator, format: &str) -> Vec<String> {
     let text = operator.tunnel(&["audit", "export", "--format", format]).ok();
     text.lines().map(str::to_owned).collect()
-}
-
-/// The records of a kind, with their bodies read.
-fn bodies(operator: &Operator, kind: &str) -> Vec<Value> {
-    let all = operator.audit();
-    let of_kind = all.iter().filter(|record| record["kind"] == kind);
-    of_kind
-        .map(|record| serde_json::from_str(record["body"].as_str().unwrap()).unwrap())
-        .collect()
-}
-
-/// Waits until there are so many records of a kind.
-fn wait_for(operator: &Operator, kind: &str, count: usize) -> Vec<Value> {
-    until(&format!("{count} records of `{kind}`"), PATIENCE, || {
-        let found = bodies(operator, kind);
-        (found.len() >= count).then_some(found)
-    })
-}
-
-fn api(fleet: &Fleet, operator: &Operator) -> Api {
-    Api::of(fleet.server.address(), &operator.home())
 }
 
 fn open(api: &Api, device: &str) -> Value {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// The groups whose every row must be answered for here.
-const GROUPS: [&str; 3] = ["TOK", "DAT", "AUD"];
+const GROUPS: [&str; 4] = ["TOK", "POL", "DAT", "AUD"];
 
 /// Rows that a test elsewhere holds, beside those here or in their place: row, file, test.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
@@ -18,6 +18,11 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "AUD-01",
         "tests/e2e/audit.rs",
         "verify_names_the_record_that_was_edited_in_the_store",
+    ),
+    (
+        "AUD-02",
+        "tests/e2e/audit.rs",
+        "what_was_dropped_for_its_age_is_vouched_for_and_one_record_more_is_missed",
     ),
     (
         "AUD-03",
@@ -78,6 +83,91 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "DAT-26",
         "tunnel-server/src/relay/budget.rs",
         "dat_26_small_datagrams_have_a_rate_and_full_ones_none",
+    ),
+    (
+        "POL-01",
+        "tunnel-policy/src/tests.rs",
+        "what_no_policy_permits_is_denied",
+    ),
+    (
+        "POL-01",
+        "tunnel-policy/src/tests.rs",
+        "every_problem_is_told_with_its_line",
+    ),
+    (
+        "POL-01",
+        "tunnel-server/tests/control/facts.rs",
+        "pol_01_an_explanation_tells_no_more_than_one_may_know",
+    ),
+    (
+        "POL-02",
+        "tunnel-policy/src/tests/reference.rs",
+        "the_engine_decides_as_a_plain_evaluator_does",
+    ),
+    (
+        "POL-02",
+        "tunnel-policy/src/tests.rs",
+        "a_forbid_wins_in_any_order_and_is_named",
+    ),
+    (
+        "POL-04",
+        "tunnel-server/src/store/tests/tunnels.rs",
+        "pol_04_a_decision_from_older_facts_opens_nothing",
+    ),
+    (
+        "POL-06",
+        "tunnel-policy/src/tests.rs",
+        "a_text_that_is_too_large_or_too_deep_is_refused",
+    ),
+    (
+        "POL-06",
+        "tunnel-policy/src/tests/facts.rs",
+        "a_rule_about_a_group_names_it_and_speaks_of_devices_only",
+    ),
+    (
+        "POL-08",
+        "tunnel-policy/src/tests/facts.rs",
+        "pol_08_reported_facts_are_no_asserted_ones",
+    ),
+    (
+        "POL-09",
+        "tunnel-proto/src/names.rs",
+        "names_that_could_mean_something_else_are_refused",
+    ),
+    (
+        "POL-10",
+        "tunnel-policy/src/tests.rs",
+        "a_pattern_bomb_is_matched_in_no_time",
+    ),
+    (
+        "POL-10",
+        "tunnel-policy/src/tests.rs",
+        "long_chains_of_operators_stop_nothing",
+    ),
+    (
+        "POL-11",
+        "tunnel-policy/src/tests/facts.rs",
+        "pol_11_a_clock_that_jumped_denies_what_depends_on_it",
+    ),
+    (
+        "POL-11",
+        "tunnel-policy/src/tests/facts.rs",
+        "pol_11_a_clock_that_jumped_knows_no_ages",
+    ),
+    (
+        "POL-11",
+        "tunnel-server/src/control/steadiness.rs",
+        "pol_11_a_jump_either_way_is_seen_and_settles",
+    ),
+    (
+        "POL-12",
+        "tunnel-server/tests/control/approvals.rs",
+        "pol_12_leads_approve_each_other_and_never_themselves",
+    ),
+    (
+        "POL-13",
+        "tunnel-agent/tests/device.rs",
+        "what_is_not_declared_or_not_granted_is_refused_by_name",
     ),
     (
         "TOK-01",
@@ -161,6 +251,12 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// What rows cost, and what measures it: no test fails for being slow on a machine that is busy.
+const MEASURED: &[(&str, &str)] = &[(
+    "POL-02",
+    "the time of a decision by 1,000 policies: `cargo bench -p tunnel-policy --bench decide`",
+)];
+
 /// Rows that do not apply, and why.
 const NOT_APPLICABLE: &[(&str, &str)] = &[];
 
@@ -233,6 +329,8 @@ fn answer(id: &str, tests: &BTreeMap<String, Vec<String>>) -> Option<String> {
     for (_, file, test) in ELSEWHERE.iter().filter(|(row, ..)| *row == id) {
         answers.push(format!("`{test}` in `{file}`"));
     }
+    let measured = MEASURED.iter().filter(|(row, _)| *row == id);
+    answers.extend(measured.map(|(_, what)| format!("measured: {what}")));
     let reason = NOT_APPLICABLE.iter().find(|(row, _)| *row == id);
     match (answers.is_empty(), reason) {
         (false, None) => Some(answers.join("<br>")),
@@ -293,7 +391,7 @@ fn every_test_has_a_row_and_every_test_elsewhere_exists() {
         let text = read(&root().join(file));
         assert!(text.contains(&format!("fn {test}(")), "{file} has no test {test}");
     }
-    for (id, _) in NOT_APPLICABLE {
+    for (id, _) in NOT_APPLICABLE.iter().chain(MEASURED) {
         assert!(known(id), "{id} is no row of docs/threats.md");
     }
 }

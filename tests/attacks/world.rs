@@ -1,15 +1,21 @@
 //! What the attacks share: a fleet with a device in the hands of the test, and how much is tried.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::time::Duration;
 
-use tunnel_e2e::Fleet;
+use serde_json::Value;
+use tunnel_e2e::api::Api;
 use tunnel_e2e::bare::{self, BareLeg};
 use tunnel_e2e::puppet::Puppet;
 use tunnel_e2e::wait::SOON;
+use tunnel_e2e::{Fleet, Operator, until};
 use tunnel_proto::bind::{Control, Kind};
 
 /// Multiplies how many inputs are tried; 1 if absent.
 const SCALE: &str = "TUNNEL_ATTACKS_SCALE";
+
+/// How long things may take that take seconds on an idle machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where attackers are.
 pub(crate) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -41,4 +47,26 @@ pub(crate) fn assert_silent(socket: &UdpSocket, leg: &mut BareLeg) {
     assert_eq!((control.kind, control.counter), (Kind::Challenge, leg.counter));
     assert!(Control::is_authentic(&answer, &leg.key));
     assert_eq!(bare::drain(socket), Vec::<Vec<u8>>::new());
+}
+
+/// The records of a kind, with their bodies read.
+pub(crate) fn bodies(operator: &Operator, kind: &str) -> Vec<Value> {
+    let all = operator.audit();
+    let of_kind = all.iter().filter(|record| record["kind"] == kind);
+    of_kind
+        .map(|record| serde_json::from_str(record["body"].as_str().unwrap()).unwrap())
+        .collect()
+}
+
+/// Waits until there are so many records of a kind.
+pub(crate) fn wait_for(operator: &Operator, kind: &str, count: usize) -> Vec<Value> {
+    until(&format!("{count} records of `{kind}`"), PATIENCE, || {
+        let found = bodies(operator, kind);
+        (found.len() >= count).then_some(found)
+    })
+}
+
+/// The API as an operator calls it.
+pub(crate) fn api(fleet: &Fleet, operator: &Operator) -> Api {
+    Api::of(fleet.server.address(), &operator.home())
 }

@@ -11,6 +11,7 @@ use tunnel_net::clock::{Clock, SystemClock};
 use tunnel_net::quic;
 use tunnel_net::stream::{read_message, write_message};
 use tunnel_net::tls::{self, Credentials, Ends};
+use tunnel_proto::Code;
 use tunnel_proto::defaults::SERVER_NAME;
 use tunnel_proto::message::{Attach, Attached, FromAgent, FromServer, Hello, Offer, OfferAnswer, Report};
 
@@ -115,13 +116,26 @@ impl Puppet {
     /// Waits for an offer and accepts it; ends of other tunnels are passed over.
     #[track_caller]
     pub fn accept(&mut self) -> Offer {
+        let offer = self.offered();
+        self.take(&offer);
+        offer
+    }
+
+    /// Waits for an offer, and leaves it without an answer.
+    #[track_caller]
+    pub fn offered(&mut self) -> Offer {
         loop {
             if let FromServer::Offer(offer) = self.hear() {
-                let (tunnel, refused) = (offer.tunnel, None);
-                self.say(&FromAgent::OfferAnswer(OfferAnswer { tunnel, refused }));
                 return offer;
             }
         }
+    }
+
+    /// Accepts an offer.
+    #[track_caller]
+    pub fn take(&mut self, offer: &Offer) {
+        let (tunnel, refused) = (offer.tunnel, None);
+        self.say(&FromAgent::OfferAnswer(OfferAnswer { tunnel, refused }));
     }
 
     /// Redeems the token of an offer.
@@ -130,12 +144,22 @@ impl Puppet {
     /// When that is refused.
     #[track_caller]
     pub fn attach(&mut self, offer: &Offer) -> Attached {
+        let attached = self.try_attach(offer);
+        attached.unwrap_or_else(|code| panic!("the token is refused: {code}"))
+    }
+
+    /// Redeems the token of an offer.
+    ///
+    /// # Errors
+    /// Returns the code of the refusal.
+    #[track_caller]
+    pub fn try_attach(&mut self, offer: &Offer) -> Result<Attached, Code> {
         let (tunnel, token) = (offer.tunnel, offer.token.clone());
         self.say(&FromAgent::Attach(Attach { tunnel, token }));
         loop {
             match self.hear() {
-                FromServer::Attached(attached) => return attached,
-                FromServer::AttachRefused(refused) => panic!("{refused:?}"),
+                FromServer::Attached(attached) => return Ok(attached),
+                FromServer::AttachRefused(refused) => return Err(refused.reason.code),
                 _ => {}
             }
         }
