@@ -193,7 +193,7 @@ impl Control {
 
     /// Counts what gets no record of its own.
     pub(crate) fn gather(&self, by: &str, source: &str, what: &str) {
-        self.evidence.gathered().count(by, source, what, self.now());
+        self.evidence.gathered().count(by, source, what, 1, self.now());
     }
 
     /// Logs why the store failed, and returns the code that the peer gets.
