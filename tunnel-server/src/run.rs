@@ -169,6 +169,7 @@ impl Server {
         let tcp = listener
             .local_addr()
             .map_err(|source| listen_error(config.listen, "TCP", source))?;
+        let (wall, newest) = (clock.now(), store.audit_newest().await?);
         let (relay, endpoint, events) = start_relay(config.listen, tcp, &keys, tls.link)?;
         let udp = relay.local_addr();
         let ports = told_ports(&config, tcp, udp);
@@ -178,7 +179,7 @@ impl Server {
             address: config.address,
             ports,
             trust: keys.trust.clone(),
-            steadiness: Mutex::new(Steadiness::new(clock.now(), Instant::now())),
+            steadiness: Mutex::new(Steadiness::after(newest.unwrap_or(wall), wall, Instant::now())),
             clock,
             keys,
             store,
@@ -213,6 +214,8 @@ impl Server {
             })
             .await?;
         let recovered = control.recover().await.map_err(RunError::Recovery)?;
+        // Before anybody can rest on one. A failure was logged, and is tried again.
+        let _ = control.expire_approvals().await;
         tracing::info!(node = %control.node, %tcp, %udp, recovered, "listening");
 
         let api_tls = Arc::new(ArcSwap::new(tls.api));

@@ -40,6 +40,12 @@ fn is_believed(now: UnixTime, day_old: UnixTime) -> bool {
     now.since(day_old) <= DAY * 2
 }
 
+/// Returns up to which time records are dropped in one look: those of a day at most, by their own times. In good order there
+/// is an hour's worth to drop. Pure.
+fn bounded(before: UnixTime, first: UnixTime) -> UnixTime {
+    before.min(first.after(DAY))
+}
+
 impl Control {
     /// Returns the time if the clock has gone evenly for long.
     fn even_time(&self) -> Option<UnixTime> {
@@ -48,8 +54,9 @@ impl Control {
         (moment.steady && clock.even_for(Instant::now()) >= EVEN_FOR).then_some(moment.now)
     }
 
-    /// Drops the records that are older, and returns how many. A clock that has jumped, or that is far from what the trail
-    /// says, drops nothing (THREATS AUD-02).
+    /// Drops the records that are older, of a day of the trail at most, and returns how many. A clock that has jumped, or that
+    /// is far from what the trail says, drops nothing; one that stays wrong is believed after a day, and takes the trail no
+    /// faster than somebody can see it (THREATS AUD-02).
     ///
     /// # Errors
     /// Returns the code of what could not be written.
@@ -66,7 +73,11 @@ impl Control {
             }
             Some(_) => {}
         }
-        let before = now.before(kept).as_secs().saturating_mul(1000);
+        let Some(first) = (self.store.audit_oldest().await).map_err(|error| self.store_failed(&error))?
+        else {
+            return Ok(0);
+        };
+        let before = bounded(now.before(kept), first).as_secs().saturating_mul(1000);
         let mut all = 0;
         while self.moment().steady && !self.is_stopping() {
             let owner = self.clone();
@@ -85,6 +96,7 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::{ConnectOptions as _, Connection as _};
     use tunnel_proto::audit::{Dropped, Fault, Head, verify};
 
     use super::*;
@@ -124,6 +136,61 @@ mod tests {
         ] {
             assert_eq!(is_believed(now, newest), believed, "{now} {newest}");
         }
+    }
+
+    /// THREATS AUD-02: a clock of years ahead that the trail has come to believe takes a day of it in an hour.
+    #[tokio::test]
+    async fn of_the_trail_no_more_than_a_day_goes_at_once() {
+        let first = UnixTime::from_secs(1_800_000_000);
+        for (before, until) in [
+            (first.before(DAY), first.before(DAY)),
+            (first.after(DAY / 2), first.after(DAY / 2)),
+            (first.after(DAY * 400), first.after(DAY)),
+        ] {
+            assert_eq!(bounded(before, first), until);
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let server = server_that(&directory, false).await;
+        let control = server.control();
+        let now = control.now();
+        let path = crate::config::DataDir::new(directory.path().join("data")).store();
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+        let mut other = options.connect().await.unwrap();
+        for _ in 0..4 {
+            control.gather("operator/eve", "192.0.2.1", "access.denied");
+            let events = control.evidence.gathered().take();
+            for event in events {
+                control.store.record(event).await.unwrap();
+            }
+        }
+        // Four records, of 100, 99.5, 98 and 50 days ago; what else there is is older than the first, by a minute.
+        let times = "DROP TRIGGER audit_is_not_changed;
+             UPDATE audit SET time_millis = time_millis - 1000 * (100 * 86400 + 60);
+             CREATE TEMP TABLE four AS SELECT seq FROM audit ORDER BY seq DESC LIMIT 4;
+             UPDATE audit SET time_millis = time_millis + 1000 * (60 + 43200 * CASE
+                (SELECT count(*) FROM four WHERE four.seq < audit.seq) WHEN 0 THEN 0 WHEN 1 THEN 1 WHEN 2 THEN 4 ELSE 100 END)
+             WHERE seq IN (SELECT seq FROM four);";
+        sqlx::raw_sql(times).execute(&mut other).await.unwrap();
+        other.close().await.unwrap();
+        control
+            .store
+            .record(Event::EnrolGuessed {
+                count: 1,
+                last_source: "192.0.2.1".into(),
+            })
+            .await
+            .unwrap();
+        let left = async || control.store.audit(0, 1_000).await.unwrap().len();
+        let all = left().await;
+        // All but the newest is old enough; the trail goes on for a day under this clock.
+        let clock = now.after(DAY + DAY / 2);
+        let (kept, mut each) = (DAY * 10, Vec::new());
+        for _ in 0..4 {
+            each.push(control.drop_audit(kept, clock).await.unwrap());
+        }
+        // Those of the first day are all that is older, and two of the four.
+        assert_eq!(each, [all as u64 - 3, 1, 1, 0]);
+        server.shutdown().await;
     }
 
     /// What is dropped for its age leaves a signed statement, and what is left continues it.

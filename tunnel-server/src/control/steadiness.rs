@@ -43,6 +43,21 @@ impl Steadiness {
         }
     }
 
+    /// Begins where a trail has records up to `newest`. A clock that is behind them was set back while nobody looked, and is no
+    /// better than one that was set back a moment ago.
+    pub(crate) fn after(newest: UnixTime, wall: UnixTime, now: Instant) -> Self {
+        let mut clock = Self::new(wall, now);
+        if newest.since(wall) > TOLERANCE {
+            tracing::warn!(
+                seconds = newest.since(wall).as_secs(),
+                "the clock is behind the trail: rules that ask for the time deny for a while"
+            );
+            let before = (newest, now);
+            clock.jumped = Some(Jump { at: now, before });
+        }
+        clock
+    }
+
     /// Takes a reading, and says whether the clock has gone evenly for long enough.
     pub(crate) fn is_steady(&mut self, wall: UnixTime, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.last.1);
@@ -124,6 +139,24 @@ mod tests {
         }
         assert!(clock.is_steady(read(280).before(hour), at(280)));
         assert_eq!(clock.without_jump(at(280)), None);
+    }
+
+    /// THREATS SRV-09: what was set back while the server was down is seen by the trail.
+    #[test]
+    fn srv_09_a_clock_that_is_behind_the_trail_is_as_one_that_was_set_back() {
+        let (newest, start) = (UnixTime::from_secs(1_800_000_000), Instant::now());
+        let (hour, later) = (Duration::from_secs(3600), Duration::from_secs(60));
+        for ahead in [hour, Duration::ZERO] {
+            let mut clock = Steadiness::after(newest, newest.after(ahead), start);
+            assert!(clock.is_steady(newest.after(ahead + later), start + later));
+            assert_eq!(clock.without_jump(start + later), None);
+        }
+        let wall = newest.before(hour);
+        let mut clock = Steadiness::after(newest, wall, start);
+        assert!(!clock.is_steady(wall.after(later), start + later));
+        assert_eq!(clock.without_jump(start + later), Some(newest.after(later)));
+        assert!(clock.is_steady(wall.after(SETTLES), start + SETTLES));
+        assert_eq!(clock.without_jump(start + SETTLES), None);
     }
 
     #[test]

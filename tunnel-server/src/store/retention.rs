@@ -1,6 +1,7 @@
 //! Dropping records for their age, so that what was dropped stays proven.
 
 use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
 use tunnel_proto::UnixTime;
 use tunnel_proto::audit::Dropped;
 use tunnel_proto::ids::hex;
@@ -41,8 +42,29 @@ impl Store {
                 .bind(signed(until.as_secs().saturating_mul(1000)))
                 .fetch_optional(&self.inner.readers)
                 .await?;
-        let millis = row.map(|row| number(&row, "time_millis")).transpose()?;
-        Ok(millis.map(|millis| UnixTime::from_secs(millis / 1000)))
+        time(row)
+    }
+
+    /// Returns the time of the newest record, if there is one.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub(crate) async fn audit_newest(&self) -> Result<Option<UnixTime>, StoreError> {
+        let row = sqlx::query("SELECT time_millis FROM audit ORDER BY seq DESC LIMIT 1")
+            .fetch_optional(&self.inner.readers)
+            .await?;
+        time(row)
+    }
+
+    /// Returns the time of the first record, if there is one.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub(crate) async fn audit_oldest(&self) -> Result<Option<UnixTime>, StoreError> {
+        let row = sqlx::query("SELECT time_millis FROM audit ORDER BY seq LIMIT 1")
+            .fetch_optional(&self.inner.readers)
+            .await?;
+        time(row)
     }
 
     /// Returns the signed statement of which records were dropped, if any were.
@@ -55,6 +77,12 @@ impl Store {
             .await?;
         Ok(row.map(|row| row.try_get("statement")).transpose()?)
     }
+}
+
+/// Returns the time of a record.
+fn time(row: Option<SqliteRow>) -> Result<Option<UnixTime>, StoreError> {
+    let millis = row.map(|row| number(&row, "time_millis")).transpose()?;
+    Ok(millis.map(|millis| UnixTime::from_secs(millis / 1000)))
 }
 
 async fn drop_oldest(w: &mut Write, before: u64, now: UnixTime, sign: Sign) -> Result<u64, StoreError> {

@@ -31,7 +31,24 @@ async fn server(directory: &tempfile::TempDir) -> Server {
 
 /// Starts a server that is strict about its records, or not.
 pub(crate) async fn server_that(directory: &tempfile::TempDir, audit_strict: bool) -> Server {
-    let config = Config {
+    let (config, data) = (config(audit_strict), data(directory));
+    init::init(&data, &config, &"root".parse().unwrap(), SystemClock.now())
+        .await
+        .unwrap();
+    Server::start(&data, config).await.unwrap()
+}
+
+/// Starts a server again on what one has left.
+pub(crate) async fn start_again(directory: &tempfile::TempDir) -> Server {
+    Server::start(&data(directory), config(false)).await.unwrap()
+}
+
+fn data(directory: &tempfile::TempDir) -> DataDir {
+    DataDir::new(directory.path().join("data"))
+}
+
+fn config(audit_strict: bool) -> Config {
+    Config {
         node: "n1".parse().unwrap(),
         trust_domain: "fleet.test".parse().unwrap(),
         address: "127.0.0.1:8443".parse().unwrap(),
@@ -42,12 +59,7 @@ pub(crate) async fn server_that(directory: &tempfile::TempDir, audit_strict: boo
         audit_strict,
         authoriser: None,
         notify: Vec::new(),
-    };
-    let data = DataDir::new(directory.path().join("data"));
-    init::init(&data, &config, &"root".parse().unwrap(), SystemClock.now())
-        .await
-        .unwrap();
-    Server::start(&data, config).await.unwrap()
+    }
 }
 
 fn facts(control: &Control, number: usize, operator: &str, device: &str) -> Facts {

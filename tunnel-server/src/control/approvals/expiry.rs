@@ -25,7 +25,8 @@ pub(crate) async fn watch(control: Arc<Control>) {
 impl Control {
     /// Writes down which approvals have expired, and returns how many those were. After a jump they are judged by the clock of
     /// before until the new one has settled: set back, it does not hide what was over, and one that leapt ahead for a moment
-    /// ends nothing for good (THREATS SRV-09).
+    /// ends nothing for good (THREATS SRV-09). At the start the clock of before is that of the newest record, so that one
+    /// which was set back while the server was down hides nothing either.
     ///
     /// # Errors
     /// Fails if the store cannot be read or written.
@@ -47,12 +48,14 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::{ConnectOptions as _, Connection as _};
     use tunnel_proto::ApprovalId;
 
     use super::*;
     use crate::approvals::{Approval, Asked, State};
+    use crate::config::DataDir;
     use crate::control::steadiness::Steadiness;
-    use crate::tunnels::tests::server_that;
+    use crate::tunnels::tests::{server_that, start_again};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -71,6 +74,36 @@ mod tests {
         approval.agree(&"ben".parse().unwrap(), begin).unwrap();
         assert_eq!((approval.state, approval.expires_at), (State::Approved, end));
         approval
+    }
+
+    /// THREATS SRV-09: as a clock that is set back while the server is down, after the last look and the last record.
+    #[tokio::test]
+    async fn srv_09_a_clock_that_was_set_back_while_the_server_was_down_revives_no_approval() {
+        let directory = tempfile::tempdir().unwrap();
+        let server = server_that(&directory, false).await;
+        let now = server.control().now();
+        for (number, end) in [(1, now.after(HOUR)), (2, now.after(HOUR * 3))] {
+            let asked = approved_until(number, end);
+            assert!(server.control().store.ask_approval(asked, now).await.unwrap());
+        }
+        server.shutdown().await;
+        // The last that the server of before recorded is of two hours from here, which is to say that this clock is behind.
+        let path = DataDir::new(directory.path().join("data")).store();
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+        let mut other = options.connect().await.unwrap();
+        let later = "DROP TRIGGER audit_is_not_changed;
+             UPDATE audit SET time_millis = time_millis + 7200000 WHERE seq = (SELECT max(seq) FROM audit);";
+        sqlx::raw_sql(later).execute(&mut other).await.unwrap();
+        other.close().await.unwrap();
+
+        let server = start_again(&directory).await;
+        let control = server.control();
+        assert!(!control.moment().steady);
+        for (number, alive) in [(1, Err(Code::ApprovalExpired)), (2, Ok(()))] {
+            let found = control.store.approval(ApprovalId::from_bytes([number; 16])).await;
+            assert_eq!(found.unwrap().unwrap().is_alive(now), alive, "{number}");
+        }
+        server.shutdown().await;
     }
 
     /// THREATS SRV-09: what has expired by the clock of before stays expired when the clock is set back; a leap ahead ends
