@@ -2,7 +2,8 @@
 //! AGT-16, AGT-18, AGT-19).
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,7 @@ use tunnel_e2e::operator::Interactive;
 use tunnel_e2e::process::{Memory, Process};
 use tunnel_e2e::programs;
 use tunnel_e2e::service::Service;
+use tunnel_e2e::skip::Need;
 use tunnel_e2e::sshd::{NEEDS, Sshd};
 use tunnel_e2e::{Agent, Fleet, needs};
 
@@ -206,6 +208,66 @@ fn a_restart_ends_no_session() {
         "the worker of before has ended with its session"
     );
     assert_eq!(live.echo.count(), 2);
+}
+
+/// THREATS AUD-03: no record, no session, in a worker that drains too. It has no link, and hears from its supervisor alone that
+/// the server cannot record; its ends reach the server by way of its successor, each once.
+#[test]
+fn a_worker_that_drains_begins_no_session_while_the_server_cannot_record() {
+    needs!(Need::Root);
+    let mut fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let device = fleet
+        .device("pump-17")
+        .service("echo", &echo.target())
+        .as_service();
+    let mut agent = fleet.enrol(device.variable("TUNNEL_AGENT_TRIAL_SECS", TRIAL_SECS));
+    fleet.server.stop();
+    fleet.server.restart_on_small_disk();
+    agent.start();
+    fleet.admin.wait_for_link("pump-17");
+    let forward = fleet.admin.forward("pump-17", "echo");
+    let session = || {
+        let stream = TcpStream::connect(forward.address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    };
+    let say = |stream: &mut TcpStream| -> std::io::Result<()> {
+        stream.write_all(b"hello")?;
+        stream.read_exact(&mut [0; 5])
+    };
+    let mut before = session();
+    say(&mut before).unwrap();
+    agent.restart();
+    wait_for_workers(&agent, 2);
+    tunnel_e2e::until("the worker of before to drain", HANDOVER, || {
+        said(fleet.directory(), "role=Draining").then_some(())
+    });
+    say(&mut session()).unwrap();
+
+    let filler = fleet.server.fill_disk();
+    // Writing it down is what shows that the disk is full.
+    tunnel_e2e::until_ok("sessions to be refused", HANDOVER, || {
+        say(&mut session()).err().map(drop).ok_or("a session began")
+    });
+    say(&mut before).unwrap();
+    fs::remove_file(filler).unwrap();
+    tunnel_e2e::until_ok("sessions to begin again", HANDOVER, || say(&mut session()));
+    say(&mut before).unwrap();
+    wait_for_workers(&agent, 2);
+    drop((before, forward));
+
+    let refused = "E_AUDIT_UNAVAILABLE";
+    tunnel_e2e::until_ok("all ends to be recorded", HANDOVER, || {
+        let sessions = fleet.admin.json(&["sessions"]);
+        let sessions = sessions.as_array().unwrap().clone();
+        let took_place = sessions.iter().filter(|session| session["refused"].is_null());
+        let was_refused = sessions.iter().any(|session| session["refused"] == refused);
+        match was_refused && took_place.count() as u64 == echo.count() {
+            true => Ok(()),
+            false => Err(format!("{} of {}: {sessions:?}", sessions.len(), echo.count())),
+        }
+    });
 }
 
 #[test]
