@@ -1,13 +1,15 @@
 //! What was answered is there after any end of the server (THREATS SRV-01, I7).
 
-use std::io::Write;
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 use tunnel_e2e::api::Api;
-use tunnel_e2e::operator::Interactive;
+use tunnel_e2e::operator::{Forward, Interactive};
 use tunnel_e2e::service::Service;
 use tunnel_e2e::{Fleet, Operator};
 
@@ -170,6 +172,122 @@ fn a_live_session_outlives_kill_9_of_the_server() {
     session.close_stdin();
     assert_eq!(session.wait(Duration::from_secs(20)), Some(0));
     assert_eq!(echo.count(), 1);
+}
+
+/// Sessions on one tunnel, each of which sends another number of bytes.
+struct Numbered {
+    forward: Forward,
+    open: VecDeque<TcpStream>,
+    next: u64,
+}
+
+impl Numbered {
+    fn new(operator: &Operator) -> Self {
+        Self {
+            forward: operator.forward("pump-17", "echo"),
+            open: VecDeque::new(),
+            next: 1,
+        }
+    }
+
+    fn begin(&mut self, count: usize) {
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(self.forward.address()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let mut bytes = vec![b'x'; usize::try_from(self.next).unwrap()];
+            stream.write_all(&bytes).unwrap();
+            stream.read_exact(&mut bytes).unwrap();
+            self.open.push_back(stream);
+            self.next += 1;
+        }
+    }
+}
+
+/// The bytes by which the recorded sessions are told apart, and what ended each.
+fn recorded(operator: &Operator) -> Vec<(u64, String)> {
+    let sessions = operator.json(&["sessions", "--limit", "500"]);
+    let of = |session: &serde_json::Value| {
+        assert!(session["dropped"].is_null(), "{session}");
+        let ended_by = session["ended_by"].as_str().unwrap_or_default();
+        (session["bytes_in"].as_u64().unwrap(), ended_by.to_owned())
+    };
+    let mut recorded: Vec<_> = sessions.as_array().unwrap().iter().map(of).collect();
+    recorded.sort_unstable();
+    recorded
+}
+
+/// Waits until each of so many sessions has one record, and none has two.
+#[track_caller]
+fn wait_for_records(operator: &Operator, count: u64) -> Vec<(u64, String)> {
+    tunnel_e2e::until_ok(
+        "each session to be recorded once",
+        Duration::from_secs(60),
+        || {
+            let recorded = recorded(operator);
+            let bytes: Vec<_> = recorded.iter().map(|(bytes, _)| *bytes).collect();
+            if bytes == (1..=count).collect::<Vec<_>>() {
+                Ok(recorded)
+            } else {
+                Err(format!("{bytes:?}"))
+            }
+        },
+    )
+}
+
+/// THREATS I9, SRV-01: a device tells of a session until its record is on the disk.
+#[test]
+fn sessions_that_end_while_the_server_is_down_are_recorded_once() {
+    let mut fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let agent = fleet.link(fleet.device("pump-17").service("echo", &echo.target()));
+    let mut sessions = Numbered::new(&fleet.admin);
+    sessions.begin(20);
+    fleet.server.kill();
+    // The owner lets nobody in any more, while nobody hears of it.
+    agent.run("access", &["off"]).ok();
+    tunnel_e2e::until("the tunnel to end", Duration::from_secs(20), || {
+        agent.process().said().contains("tunnel ended").then_some(())
+    });
+    fleet.server.restart();
+    for (_, ended_by) in wait_for_records(&fleet.admin, 20) {
+        assert_eq!(ended_by, "tunnel");
+    }
+    // The next link tells nothing once more.
+    fleet.server.kill();
+    fleet.server.restart();
+    fleet.admin.wait_for_link("pump-17");
+    wait_for_records(&fleet.admin, 20);
+    fleet.admin.tunnel(&["audit", "verify"]).ok();
+}
+
+/// THREATS I9, SRV-01, over kills at any moment between the end of a session, its record, and the answer.
+#[test]
+fn sessions_that_end_as_the_server_is_killed_are_recorded_once() {
+    const EACH: usize = 40;
+    let mut fleet = Fleet::on_loopback();
+    let echo = Service::echo(fleet.devices_place());
+    let _agent = fleet.link(fleet.device("pump-17").service("echo", &echo.target()));
+    let mut sessions = Numbered::new(&fleet.admin);
+    for millis in &BETWEEN[..2] {
+        sessions.begin(EACH);
+        std::thread::scope(|scope| {
+            let open = &mut sessions.open;
+            scope.spawn(move || {
+                for stream in open.drain(..) {
+                    drop(stream);
+                    // The ends are spread over the moments around the kill, which are the input of this test.
+                    std::thread::sleep(Duration::from_millis(millis / 10));
+                }
+            });
+            std::thread::sleep(Duration::from_millis(*millis));
+            fleet.server.kill();
+        });
+        fleet.server.restart();
+    }
+    let count = sessions.next - 1;
+    wait_for_records(&fleet.admin, count);
+    assert_eq!(echo.count(), count);
+    fleet.admin.tunnel(&["audit", "verify"]).ok();
 }
 
 #[test]

@@ -198,7 +198,7 @@ impl Agent {
             tunnels: BTreeMap::new(),
             tasks: JoinSet::new(),
             reports: mpsc::channel(defaults::QUEUE),
-            outgoing: Outgoing::new(defaults::MAX_WAITING_REPORTS),
+            outgoing: Outgoing::new(defaults::WAITING),
             events: mpsc::channel(defaults::QUEUE),
             link_task: JoinSet::new(),
             dialling: false,
@@ -231,6 +231,8 @@ impl Agent {
             self.tell_state();
             self.show_on_site();
             if done {
+                // What was handed over last is the supervisor's only when it has left this process.
+                self.duty.finish().await;
                 break;
             }
             let (ready, silence_due) = (self.ready(), self.silence_due());
@@ -262,17 +264,17 @@ impl Agent {
         tracing::info!(tunnels = self.tunnels.len(), "agent stops");
         self.end_tunnels(Code::TunnelClosed, |_| true);
         let ended = async {
-            while !self.tunnels.is_empty() || self.ready().is_some() {
+            while !self.tunnels.is_empty() || self.ready().is_some() || self.is_unconfirmed() {
                 let ready = self.ready();
                 tokio::select! {
                     Some(report) = self.reports.1.recv() => self.handle_report(report),
                     Some(ended) = self.tasks.join_next_with_id() => self.handle_task_end(ended),
                     // A link that ends by itself takes the reports with it; the next start tells what lives.
-                    Some(event) = self.events.1.recv() => {
-                        if matches!(event, Event::Ended(_)) {
-                            self.linked = None;
-                        }
-                    }
+                    Some(event) = self.events.1.recv() => match event {
+                        Event::Ended(_) => self.linked = None,
+                        Event::Message(FromServer::SessionsKept(keys)) => self.outgoing.handle_kept(&keys),
+                        _ => {}
+                    },
                     Some(room) = room(ready) => self.send(room),
                 }
             }
@@ -295,6 +297,11 @@ impl Agent {
     fn ready(&self) -> Option<mpsc::Sender<FromAgent>> {
         let linked = self.linked.as_ref().filter(|linked| linked.grant_key.is_some())?;
         (!self.outgoing.is_empty()).then(|| linked.outbox.clone())
+    }
+
+    /// Says whether the server is about to say that it has the end of a session for good.
+    fn is_unconfirmed(&self) -> bool {
+        self.linked.is_some() && self.outgoing.is_unconfirmed()
     }
 
     fn send(&mut self, room: mpsc::OwnedPermit<FromAgent>) {
@@ -348,7 +355,14 @@ impl Agent {
             FromServer::AttachRefused(refused) => self.handle_attach_refused(&refused),
             FromServer::EndTunnel(end) => self.handle_end_tunnel(end.tunnel, end.reason.code),
             FromServer::Rotate(rotate) => self.handle_rotate(rotate),
-            FromServer::Recording(recording) => self.handle_recording(recording),
+            FromServer::Recording(recording) => {
+                if recording {
+                    // It may have had no room for what it could not record.
+                    self.outgoing.tell_again();
+                }
+                self.handle_recording(recording);
+            }
+            FromServer::SessionsKept(keys) => self.outgoing.handle_kept(&keys),
             FromServer::Renewed(renewed) => self.handle_renewed(&renewed),
             FromServer::RenewRefused(refusal) => self.handle_renew_refused(&refusal),
             FromServer::Goodbye(goodbye) => self.handle_goodbye(&goodbye),

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use tokio::io::unix::AsyncFd;
 use tunnel_proto::handover::{MAX_PACKET, Message};
 
-use crate::defaults::MAX_WAITING_REPORTS;
+use crate::defaults;
 
 /// One end of the socket.
 ///
@@ -65,7 +65,7 @@ impl Channel {
 
     /// Says something. What the other end does not take waits; when too much does, the oldest is dropped.
     pub(crate) fn send(&mut self, message: &Message) {
-        if self.waiting.len() >= MAX_WAITING_REPORTS {
+        if self.waiting.len() >= defaults::WAITING.count {
             tracing::warn!("a message between the agent's processes is lost: nobody takes them");
             self.waiting.pop_front();
         }
@@ -95,6 +95,18 @@ impl Channel {
                     self.flush();
                 }
             }
+        }
+    }
+
+    /// Waits until nothing waits any more, which is when the other end has taken all or is gone.
+    pub(crate) async fn flushed(&mut self) {
+        while !self.waiting.is_empty() {
+            let Ok(mut ready) = self.fd.writable().await else {
+                return;
+            };
+            ready.clear_ready();
+            drop(ready);
+            self.flush();
         }
     }
 
@@ -133,11 +145,11 @@ mod tests {
     async fn what_nobody_takes_is_bounded_and_the_newest_is_kept() {
         let (above, below) = pair().unwrap();
         let (mut above, mut below) = (Channel::new(above).unwrap(), Channel::new(below).unwrap());
-        let last = 4 * MAX_WAITING_REPORTS;
+        let last = 4 * defaults::WAITING.count;
         for number in 0..=last {
             above.send(&Message::Status(format!("{number:0>4000}")));
         }
-        assert_eq!(above.waiting.len(), MAX_WAITING_REPORTS);
+        assert_eq!(above.waiting.len(), defaults::WAITING.count);
         let reader = async {
             loop {
                 let Some(Message::Status(text)) = below.recv().await else {
@@ -152,6 +164,27 @@ mod tests {
             () = reader => {}
             _ = above.recv() => panic!("nothing is said to it"),
         }
+    }
+
+    /// A process that ends after this has said all.
+    #[tokio::test]
+    async fn what_waits_can_be_waited_for() {
+        let (above, below) = pair().unwrap();
+        let (mut above, mut below) = (Channel::new(above).unwrap(), Channel::new(below).unwrap());
+        let count = defaults::WAITING.count;
+        for number in 0..count {
+            above.send(&Message::Status(format!("{number:0>4000}")));
+        }
+        assert!(!above.waiting.is_empty(), "more than the socket takes");
+        let reader = async {
+            for number in 0..count {
+                let said = below.recv().await;
+                assert_eq!(said, Some(Message::Status(format!("{number:0>4000}"))));
+            }
+        };
+        let ((), ()) = tokio::join!(above.flushed(), reader);
+        assert!(above.waiting.is_empty());
+        above.flushed().await;
     }
 
     #[tokio::test]

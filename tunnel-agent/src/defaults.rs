@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::outgoing::Bounds;
+
 /// The configuration file, when neither flag nor variable names another.
 pub const CONFIG_FILE: &str = "/etc/tunnel-agent/agent.toml";
 
@@ -72,8 +74,12 @@ pub const ENROL_DEADLINE: Duration = Duration::from_secs(30);
 /// Largest answer to an enrolment, in bytes.
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// Reports that wait while there is no link. Ends of tunnels are kept before ends of sessions.
-pub const MAX_WAITING_REPORTS: usize = 256;
+/// What waits for the server: some minutes of a busy device without a link, or what a long and thick line has under way.
+/// Ends of tunnels are kept before ends of sessions, of which each takes some hundred bytes.
+pub const WAITING: Bounds = Bounds {
+    count: 1024,
+    bytes: 256 * 1024,
+};
 
 /// Messages between the parts of the agent that may wait: enough for a burst of ends, and the sender waits beyond.
 pub const QUEUE: usize = 64;

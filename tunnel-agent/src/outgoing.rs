@@ -1,15 +1,45 @@
-//! What the agent has to tell the server and has not told yet. Pure and bounded.
+//! What the agent has to tell the server and has not told yet, or not in vain. Pure and bounded.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
-use tunnel_proto::message::FromAgent;
+use tunnel_proto::frame;
+use tunnel_proto::message::{EndsDropped, FromAgent, SessionKey};
 
-/// Messages that wait for the link. Ends of tunnels and sessions outlast a link; the rest makes sense on it only.
+/// Messages that wait for the link, and ends of sessions until the server has said that it has them.
+///
+/// Ends of tunnels and sessions outlast a link; the rest makes sense on it only. An end of a session was lost for good if
+/// the link broke, or the server did, before its record was on the disk. So it is told on each link until it is confirmed.
 #[derive(Debug)]
 pub struct Outgoing {
-    waiting: VecDeque<FromAgent>,
-    capacity: usize,
+    waiting: VecDeque<Waiting>,
+    /// Told on this link, and not confirmed.
+    told: VecDeque<Waiting>,
+    bounds: Bounds,
+    /// What both take.
+    bytes: usize,
+    /// Whether the server of this link confirms.
+    confirms: bool,
+    /// Ends of sessions that were dropped, and that no message tells yet.
+    untold: EndsDropped,
+    /// Dropped since it was logged.
     dropped: Dropped,
+}
+
+/// How much may wait, what was told and is not confirmed included.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Messages.
+    pub count: usize,
+    /// Bytes, as they travel.
+    pub bytes: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    message: FromAgent,
+    bytes: usize,
+    /// It was told on a link before, so the server may have it just as it is.
+    was_told: bool,
 }
 
 /// How many messages were dropped for want of room.
@@ -22,45 +52,145 @@ pub struct Dropped {
 }
 
 impl Outgoing {
-    /// Makes an empty queue for at most `capacity` messages.
-    pub fn new(capacity: usize) -> Self {
+    /// Makes an empty queue.
+    pub fn new(bounds: Bounds) -> Self {
         Self {
             waiting: VecDeque::new(),
-            capacity,
+            told: VecDeque::new(),
+            bounds,
+            bytes: 0,
+            confirms: false,
+            untold: EndsDropped::default(),
             dropped: Dropped::default(),
         }
     }
 
-    /// Adds a message. When the queue is full, the oldest of the least worth makes room: of sessions that were refused,
+    /// Adds a message. When there is no room, the oldest of the least worth makes some: of sessions that were refused,
     /// which cost an operator nothing to have, then of sessions that took place, then of all.
     pub fn push(&mut self, message: FromAgent) {
-        self.waiting.push_back(message);
-        if self.waiting.len() <= self.capacity {
-            return;
+        let waiting = Waiting {
+            bytes: frame::encode(&message).len(),
+            message,
+            was_told: false,
+        };
+        self.bytes += waiting.bytes;
+        self.waiting.push_back(waiting);
+        while self.told.len() + self.waiting.len() > self.bounds.count || self.bytes > self.bounds.bytes {
+            self.drop_least();
         }
-        let waiting = self.waiting.iter().map(worth).enumerate();
-        let (place, least) = waiting.min_by_key(|(_, worth)| *worth).unwrap_or_default();
-        self.waiting.remove(place);
-        match least {
+    }
+
+    fn drop_least(&mut self) {
+        // What was told is older than what waits.
+        let all = self.told.iter().chain(&self.waiting).enumerate();
+        let least = all.min_by_key(|(_, waiting)| waiting.worth());
+        let place = least.map(|(place, _)| place).unwrap_or_default();
+        let dropped = match place.checked_sub(self.told.len()) {
+            None => self.told.remove(place),
+            Some(place) => self.waiting.remove(place),
+        };
+        let Some(dropped) = dropped else { return };
+        self.bytes -= dropped.bytes;
+        match dropped.worth() {
             0 => self.dropped.refusals += 1,
             _ => self.dropped.others += 1,
         }
+        if let FromAgent::SessionEnded(ended) = dropped.message {
+            // What it was to tell of others is told with the next one.
+            let told = ended.dropped.unwrap_or_default();
+            let refusal = u64::from(ended.refused.is_some());
+            self.untold.refusals += told.refusals + refusal;
+            self.untold.sessions += told.sessions + (1 - refusal);
+        }
     }
 
-    /// Takes the oldest message.
+    /// There is a link to a server that confirms the ends of sessions, or to one of before.
+    pub fn link_up(&mut self, confirms: bool) {
+        self.confirms = confirms;
+    }
+
+    /// Takes the oldest message, to tell it on the link. An end of a session that the server will confirm is kept.
     pub fn pop(&mut self) -> Option<FromAgent> {
-        self.waiting.pop_front()
+        let mut next = self.waiting.pop_front()?;
+        let FromAgent::SessionEnded(ended) = &next.message else {
+            self.bytes -= next.bytes;
+            return Some(next.message);
+        };
+        let is_kept = self.confirms && ended.key().is_some();
+        if is_kept {
+            self.say_dropped(&mut next);
+            next.was_told = true;
+            let message = next.message.clone();
+            self.told.push_back(next);
+            return Some(message);
+        }
+        self.bytes -= next.bytes;
+        Some(next.message)
     }
 
-    /// Forgets what makes sense only on the link that is gone.
+    /// Takes the oldest message for good, to hand it to another process of this device.
+    pub fn hand_over(&mut self) -> Option<FromAgent> {
+        let mut next = self.waiting.pop_front()?;
+        self.say_dropped(&mut next);
+        self.bytes -= next.bytes;
+        Some(next.message)
+    }
+
+    /// Has an end of a session tell what was dropped before it, unless the server may have it already as it is.
+    fn say_dropped(&mut self, next: &mut Waiting) {
+        if let FromAgent::SessionEnded(ended) = &mut next.message
+            && !next.was_told
+            && self.untold != EndsDropped::default()
+        {
+            let before = ended.dropped.get_or_insert_default();
+            let untold = std::mem::take(&mut self.untold);
+            before.sessions += untold.sessions;
+            before.refusals += untold.refusals;
+            let bytes = frame::encode(&next.message).len();
+            self.bytes = self.bytes - next.bytes + bytes;
+            next.bytes = bytes;
+        }
+    }
+
+    /// The server has these for good.
+    pub fn handle_kept(&mut self, keys: &[SessionKey]) {
+        let keys: BTreeSet<_> = keys.iter().copied().collect();
+        let mut freed = 0;
+        let mut stays = |waiting: &Waiting| {
+            let goes = waiting.key().is_some_and(|key| keys.contains(&key));
+            freed += if goes { waiting.bytes } else { 0 };
+            !goes
+        };
+        self.told.retain(&mut stays);
+        // What a link before has told may be confirmed on this one.
+        self.waiting.retain(&mut stays);
+        self.bytes -= freed;
+    }
+
+    /// Has all that is not confirmed told once more.
+    pub fn tell_again(&mut self) {
+        self.told.append(&mut self.waiting);
+        std::mem::swap(&mut self.told, &mut self.waiting);
+    }
+
+    /// Forgets what makes sense only on the link that is gone. What was told on it in vain is told on the next.
     pub fn link_lost(&mut self) {
-        self.waiting
-            .retain(|message| matches!(message, FromAgent::TunnelEnded(_) | FromAgent::SessionEnded(_)));
+        self.confirms = false;
+        self.tell_again();
+        let lasting =
+            |message: &FromAgent| matches!(message, FromAgent::TunnelEnded(_) | FromAgent::SessionEnded(_));
+        self.waiting.retain(|waiting| lasting(&waiting.message));
+        self.bytes = self.waiting.iter().map(|waiting| waiting.bytes).sum();
     }
 
-    /// Says whether nothing waits.
+    /// Says whether nothing waits to be told.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Says whether the server has yet to confirm something that it was told.
+    pub fn is_unconfirmed(&self) -> bool {
+        !self.told.is_empty()
     }
 
     /// Returns what was dropped for want of room since this was asked last, if anything was.
@@ -70,98 +200,23 @@ impl Outgoing {
     }
 }
 
-/// Says how much a message is worth beside others: less makes room first.
-const fn worth(message: &FromAgent) -> u8 {
-    match message {
-        FromAgent::SessionEnded(ended) if ended.refused.is_some() => 0,
-        FromAgent::SessionEnded(_) => 1,
-        _ => 2,
+impl Waiting {
+    fn key(&self) -> Option<SessionKey> {
+        match &self.message {
+            FromAgent::SessionEnded(ended) => ended.key(),
+            _ => None,
+        }
+    }
+
+    /// Says how much a message is worth beside others: less makes room first.
+    const fn worth(&self) -> u8 {
+        match &self.message {
+            FromAgent::SessionEnded(ended) if ended.refused.is_some() => 0,
+            FromAgent::SessionEnded(_) => 1,
+            _ => 2,
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use tunnel_proto::message::{Report, SessionEnded, TunnelEnded};
-    use tunnel_proto::{Code, TunnelId};
-
-    use super::*;
-
-    fn tunnel(number: u8) -> FromAgent {
-        let tunnel = TunnelId::from_bytes([number; 16]);
-        FromAgent::TunnelEnded(TunnelEnded {
-            tunnel,
-            reason: Code::TunnelIdle,
-            sessions: 0,
-        })
-    }
-
-    fn session(number: u8) -> FromAgent {
-        FromAgent::SessionEnded(SessionEnded {
-            tunnel: TunnelId::from_bytes([number; 16]),
-            service: "ssh".into(),
-            refused: None,
-            millis: 0,
-            bytes_in: 0,
-            bytes_out: 0,
-            end: None,
-        })
-    }
-
-    #[test]
-    fn ends_outlast_a_link_and_nothing_else_does() {
-        let mut queue = Outgoing::new(10);
-        queue.push(FromAgent::Report(Report::default()));
-        queue.push(session(1));
-        queue.push(FromAgent::Renew(Vec::new()));
-        queue.push(tunnel(1));
-        queue.link_lost();
-        assert_eq!(queue.pop(), Some(session(1)));
-        assert_eq!(queue.pop(), Some(tunnel(1)));
-        assert!(queue.is_empty());
-    }
-
-    fn refused(number: u8) -> FromAgent {
-        let FromAgent::SessionEnded(ended) = session(number) else {
-            unreachable!("a session is one")
-        };
-        FromAgent::SessionEnded(SessionEnded {
-            refused: Some(Code::ServiceUnknown),
-            ..ended
-        })
-    }
-
-    #[test]
-    fn a_flood_of_refusals_pushes_out_no_session_that_took_place() {
-        let mut queue = Outgoing::new(4);
-        queue.push(session(1));
-        queue.push(refused(1));
-        queue.push(session(2));
-        (0..100).for_each(|_| queue.push(refused(2)));
-        queue.push(session(3));
-        queue.push(tunnel(1));
-        let dropped = Dropped {
-            refusals: 101,
-            others: 0,
-        };
-        assert_eq!(queue.take_dropped(), Some(dropped));
-        (0..100).for_each(|_| queue.push(refused(3)));
-        let rest: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-        assert_eq!(rest, [session(1), session(2), session(3), tunnel(1)]);
-    }
-
-    #[test]
-    fn a_full_queue_keeps_ends_of_tunnels() {
-        let mut queue = Outgoing::new(3);
-        for message in [tunnel(1), session(1), session(2), tunnel(2), tunnel(3), tunnel(4)] {
-            queue.push(message);
-        }
-        let dropped = Dropped {
-            refusals: 0,
-            others: 3,
-        };
-        assert_eq!(queue.take_dropped(), Some(dropped));
-        assert_eq!(queue.take_dropped(), None, "told once");
-        let rest: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-        assert_eq!(rest, [tunnel(2), tunnel(3), tunnel(4)]);
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! One session: one stream of a tunnel, decided by itself, joined to one local connection.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -58,6 +59,8 @@ pub(crate) struct Context {
     pub(crate) cut: CancellationToken,
     /// Why the tunnel has ended, once it has.
     pub(crate) ended: OnceLock<Code>,
+    /// How many sessions of the tunnel have a number.
+    pub(crate) numbered: AtomicU64,
 }
 
 /// A session that was let in; counted out when it is dropped.
@@ -164,6 +167,8 @@ pub(crate) async fn run(context: Arc<Context>, send: SendStream, recv: RecvStrea
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,
             end: Some(end),
+            number: Some(context.numbered.fetch_add(1, Ordering::Relaxed)),
+            dropped: None,
         };
         // It fails only when the agent stops without waiting.
         let _ = context.reports.send(FromAgent::SessionEnded(ended)).await;

@@ -78,7 +78,8 @@ struct Supervisor {
 
 /// The supervisor's end of a worker.
 struct Worker {
-    outbox: mpsc::Sender<Message>,
+    /// `None` once nothing more is said to it.
+    outbox: Option<mpsc::Sender<Message>>,
     /// `None` for one that a supervisor of before has started.
     child: Option<Child>,
 }
@@ -205,7 +206,9 @@ impl Supervisor {
 
     /// Begins to talk to a worker.
     fn adopt(&mut self, number: u64, fd: OwnedFd, child: Option<Child>) {
-        let (outbox, inbox) = mpsc::channel(defaults::QUEUE);
+        // Room for all ends that may have waited for this worker.
+        let (outbox, inbox) = mpsc::channel(defaults::QUEUE + defaults::WAITING.count);
+        let outbox = Some(outbox);
         self.workers.insert(number, Worker { outbox, child });
         self.channels
             .spawn(carry(number, fd, inbox, self.events.0.clone()));
@@ -214,7 +217,8 @@ impl Supervisor {
     fn send(&mut self, number: u64, message: Message) {
         // A worker that takes nothing is no use; its orders are said again with the next change.
         if let Some(worker) = self.workers.get(&number)
-            && worker.outbox.try_send(message).is_err()
+            && let Some(outbox) = &worker.outbox
+            && outbox.try_send(message).is_err()
         {
             tracing::warn!(worker = number, "a worker was not told something");
         }
@@ -246,7 +250,7 @@ impl Supervisor {
     /// Leaves the workers to a successor, where the service manager keeps their channels; else ends them.
     async fn leave(mut self) {
         while self.copies.join_next().await.is_some() {}
-        self.channels.shutdown().await;
+        self.pass_on().await;
         if std::env::var_os("NOTIFY_SOCKET").is_some() {
             return;
         }
@@ -255,6 +259,29 @@ impl Supervisor {
             worker.reap().await;
         }
         tracing::debug!(state = %self.start.state.path().display(), "all workers have ended");
+    }
+}
+
+impl Supervisor {
+    /// Leaves what was heard and not passed on to a worker, and lets go of all channels.
+    async fn pass_on(&mut self) {
+        while let Ok((worker, said)) = self.events.1.try_recv() {
+            if let Some(message @ Message::Ended(_)) = said {
+                self.succession.handle_message(Instant::now(), worker, message);
+            }
+        }
+        self.succession.handle_leave();
+        while let Some(output) = self.succession.poll_output() {
+            if let Output::Send { worker, message } = output {
+                self.send(worker, message);
+            }
+        }
+        for worker in self.workers.values_mut() {
+            worker.outbox = None;
+        }
+        let said = async { while self.channels.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(defaults::CLOSE_DEADLINE, said).await;
+        self.channels.shutdown().await;
     }
 }
 
@@ -289,7 +316,10 @@ async fn carry(number: u64, fd: OwnedFd, mut inbox: mpsc::Receiver<Message>, eve
             tokio::select! {
                 message = inbox.recv() => match message {
                     Some(message) => channel.send(&message),
-                    None => break,
+                    None => {
+                        channel.flushed().await;
+                        break;
+                    }
                 },
                 said = channel.recv() => match said {
                     Some(message) => drop(events.send((number, Some(message))).await),

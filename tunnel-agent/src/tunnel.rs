@@ -1,6 +1,7 @@
 //! One tunnel at the device: its leg, its one end-to-end connection, and the sessions in it.
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -95,6 +96,7 @@ impl Tunnel {
             clock: Arc::clone(&route.ends.clock),
             cut,
             ended: OnceLock::new(),
+            numbered: AtomicU64::new(0),
         });
         Self {
             context,

@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::closed_port;
-use common::server::{Device, Server, soon};
+use common::server::{Device, Link, Server, Tunnel, soon};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -19,7 +19,9 @@ use tunnel_proto::cose::SigningKey;
 use tunnel_proto::grant::{Grant, Limits};
 use tunnel_proto::keys::{KeyHash, Secret};
 use tunnel_proto::lock::{Access, Lock, Permit, Statement, Window};
-use tunnel_proto::message::{Attached, EndTunnel, EndedBy, FromAgent, FromServer, Goodbye, Renewed, Rotate};
+use tunnel_proto::message::{
+    Attached, EndTunnel, EndedBy, FromAgent, FromServer, Goodbye, Renewed, Rotate, SessionEnded,
+};
 use tunnel_proto::{Code, UnixTime};
 
 /// A local service that a test plays itself.
@@ -77,6 +79,107 @@ async fn a_session_carries_bytes_and_half_closes_both_ways() {
     assert_eq!(link.tunnel_ended(&grant).await, Code::TunnelClosed);
     device.stop().await;
     soon("the end of the link", link.connection.closed()).await;
+}
+
+/// Returns the next end of a session; what else is told on the way is passed over.
+async fn session_ended(link: &mut Link) -> SessionEnded {
+    loop {
+        if let FromAgent::SessionEnded(ended) = link.next().await {
+            return ended;
+        }
+    }
+}
+
+/// Uses a session that is refused, which ends at once.
+async fn refused_session(tunnel: &Tunnel) {
+    assert_eq!(tunnel.session("shell").await.0, Some(Code::ServiceUnknown));
+}
+
+#[tokio::test]
+async fn the_end_of_a_session_is_told_on_each_link_until_it_is_confirmed() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    refused_session(&tunnel).await;
+    let first = session_ended(&mut link).await;
+    link.confirms = false;
+    refused_session(&tunnel).await;
+    let second = session_ended(&mut link).await;
+    assert_eq!((first.number, second.number), (Some(0), Some(1)));
+
+    // A link that breaks before the answer, and one on which nothing is answered either.
+    link.connection.close(0u32.into(), b"");
+    let mut link = server.link().await;
+    link.confirms = false;
+    assert_eq!(session_ended(&mut link).await, second, "word for word");
+    link.connection.close(0u32.into(), b"");
+    let mut link = server.link().await;
+    assert_eq!(session_ended(&mut link).await, second);
+    // One that could not record, and can again, is told again what it has not confirmed, and nothing else.
+    link.confirms = false;
+    refused_session(&tunnel).await;
+    let third = session_ended(&mut link).await;
+    link.say(FromServer::Recording(false)).await;
+    link.say(FromServer::Recording(true)).await;
+    link.confirms = true;
+    assert_eq!(session_ended(&mut link).await, third);
+    assert_eq!(third.number, Some(2));
+    tunnel.connection.close(0u32.into(), b"done");
+    loop {
+        match link.next().await {
+            FromAgent::TunnelEnded(_) => break,
+            FromAgent::SessionEnded(ended) => panic!("{ended:?} was confirmed"),
+            _ => {}
+        }
+    }
+    device.stop().await;
+}
+
+/// A server of before would record twice what it is told twice.
+#[tokio::test]
+async fn a_server_that_does_not_confirm_is_told_once() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let device = Device::start(&server, &services).await;
+    let mut link = server.link_as(SystemClock.now(), false).await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    refused_session(&tunnel).await;
+    assert_eq!(session_ended(&mut link).await.number, Some(0));
+    link.connection.close(0u32.into(), b"");
+    let mut link = server.link_as(SystemClock.now(), false).await;
+    refused_session(&tunnel).await;
+    assert_eq!(session_ended(&mut link).await.number, Some(1), "the next one");
+    device.stop().await;
+}
+
+/// An agent that stops waits until the server has what it was told.
+#[tokio::test]
+async fn an_agent_that_stops_waits_for_the_answer() {
+    let (_listener, services) = service().await;
+    let server = Server::start().await;
+    let device = Device::start(&server, &services).await;
+    let mut link = server.link().await;
+    let grant = server.grant(&link, 1, &["ssh"]);
+    let tunnel = server.tunnel(&mut link, &grant).await;
+    link.confirms = false;
+    refused_session(&tunnel).await;
+    let ended = session_ended(&mut link).await;
+    let stopping = device.stop();
+    tokio::pin!(stopping);
+    let told = async {
+        // The tunnel's end is the last that it tells, and it stays on the line all the same.
+        assert_eq!(link.tunnel_ended(&grant).await, Code::TunnelClosed);
+        let quiet = tokio::time::timeout(Duration::from_millis(300), link.recv.read_chunk(1, true)).await;
+        assert!(!matches!(quiet, Ok(Ok(None) | Err(_))), "it has left: {quiet:?}");
+        let keys = ended.key().into_iter().collect();
+        link.say(FromServer::SessionsKept(keys)).await;
+        soon("the end of the link", link.connection.closed()).await;
+    };
+    tokio::join!(told, stopping);
 }
 
 // AGT-01, AGT-04

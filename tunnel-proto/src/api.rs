@@ -443,6 +443,20 @@ pub struct Session {
     pub paths: Vec<LegPath>,
     /// What it rested on.
     pub opening: Option<Opening>,
+    /// Ends of sessions that its device gave up for want of room before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<EndsDropped>,
+}
+
+/// How many ends of sessions a device gave up for want of room, before the server had said that it has them. Those that it
+/// had told are among them, since they may have been lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EndsDropped {
+    /// Of sessions that took place.
+    pub sessions: u64,
+    /// Of sessions that were refused.
+    pub refusals: u64,
 }
 
 /// What a tunnel rests on.

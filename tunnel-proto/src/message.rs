@@ -39,7 +39,8 @@ pub enum FromAgent {
     /// What the device says of itself has changed; replaces what [`Hello`] said.
     #[n(6)]
     Report(#[n(0)] Report),
-    /// A session in a tunnel has ended.
+    /// A session in a tunnel has ended, or was refused. One that has a number is told on each link until the server
+    /// answers with [`FromServer::SessionsKept`].
     #[n(7)]
     SessionEnded(#[n(0)] SessionEnded),
     /// First message of a connection that only measures the way, by a device or an operator: it is no link, and leaves
@@ -99,6 +100,10 @@ pub enum FromServer {
     /// Whether sessions may begin: they may not while the server cannot record what happens. Those that are there go on.
     #[n(13)]
     Recording(#[n(0)] bool),
+    /// Answer to [`FromAgent::SessionEnded`]: those that need not be told again. Their records are on the disk, or they were
+    /// counted among many.
+    #[n(14)]
+    SessionsKept(#[n(0)] Vec<SessionKey>),
 }
 
 /// First message on a control link.
@@ -162,6 +167,10 @@ pub struct Welcome {
     /// Which of the agent's tunnels the server no longer knows; the agent ends them.
     #[n(3)]
     pub ended: Vec<TunnelId>,
+    /// Whether the server says which ends of sessions it has for good; one of before does not, and would take what it is
+    /// told twice for two.
+    #[cbor(n(4), default)]
+    pub keeps_sessions: bool,
 }
 
 /// A tunnel that was decided.
@@ -291,6 +300,45 @@ pub struct SessionEnded {
     /// When it started and what ended it; agents of before do not say.
     #[n(6)]
     pub end: Option<SessionEnd>,
+    /// Its number, which no other of the tunnel has, whenever it is told; agents of before do not say.
+    #[n(7)]
+    pub number: Option<u64>,
+    /// What the device could not keep before this.
+    #[n(8)]
+    pub dropped: Option<EndsDropped>,
+}
+
+impl SessionEnded {
+    /// Returns what tells it from all others; `None` for one of an agent of before.
+    pub fn key(&self) -> Option<SessionKey> {
+        let (tunnel, number) = (self.tunnel, self.number?);
+        Some(SessionKey { tunnel, number })
+    }
+}
+
+/// What tells a session from all others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct SessionKey {
+    /// The tunnel.
+    #[n(0)]
+    pub tunnel: TunnelId,
+    /// The session's number in it.
+    #[n(1)]
+    pub number: u64,
+}
+
+/// How many ends of sessions a device gave up for want of room, before the server had said that it has them. Those that it
+/// had told are among them, since they may have been lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct EndsDropped {
+    /// Of sessions that took place.
+    #[n(0)]
+    pub sessions: u64,
+    /// Of sessions that were refused.
+    #[n(1)]
+    pub refusals: u64,
 }
 
 /// When a session started, and what ended it.
@@ -540,6 +588,51 @@ mod tests {
                 service: "ssh".into()
             }
         );
+    }
+
+    /// Both ways between releases: what the other does not know is passed over, and what it does not say is as before.
+    #[test]
+    fn a_session_of_before_has_no_number_and_a_server_of_before_keeps_none() {
+        let tunnel = TunnelId::from_bytes([1; 16]);
+        let ended = SessionEnded {
+            tunnel,
+            service: "ssh".into(),
+            refused: None,
+            millis: 1,
+            bytes_in: 2,
+            bytes_out: 3,
+            end: None,
+            number: None,
+            dropped: None,
+        };
+        let of_before = minicbor::to_vec(&ended).unwrap();
+        assert_eq!(
+            of_before[0], 0xa5,
+            "nothing is said that one of before does not say"
+        );
+        let read: SessionEnded = minicbor::decode(&of_before).unwrap();
+        assert_eq!((read.key(), read.dropped), (None, None));
+        let numbered = SessionEnded {
+            number: Some(7),
+            ..ended
+        };
+        let read: SessionEnded = minicbor::decode(&minicbor::to_vec(&numbered).unwrap()).unwrap();
+        assert_eq!(read.key(), Some(SessionKey { tunnel, number: 7 }));
+
+        let welcome = Welcome {
+            node: "node-1".parse().unwrap(),
+            clock: UnixTime::from_secs(7),
+            grant_key: VerifyingKey::from_bytes([0; 32]),
+            ended: Vec::new(),
+            keeps_sessions: true,
+        };
+        let mut bytes = minicbor::to_vec(&welcome).unwrap();
+        assert_eq!(
+            (bytes[0], bytes.split_off(bytes.len() - 2)),
+            (0xa5, vec![4, 0xf5])
+        );
+        bytes[0] = 0xa4;
+        assert!(!minicbor::decode::<Welcome>(&bytes).unwrap().keeps_sessions);
     }
 
     #[test]

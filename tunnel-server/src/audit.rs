@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tunnel_policy::Question;
-use tunnel_proto::api::{LegPath, Limits, Opening, Traffic};
+use tunnel_proto::api::{EndsDropped, LegPath, Limits, Opening, Traffic};
 use tunnel_proto::batch::{Batch, BatchHash};
 use tunnel_proto::keys::KeyHash;
 use tunnel_proto::names::{FactName, FactValue, GroupName};
@@ -489,6 +489,12 @@ pub struct SessionOf {
     /// What the tunnel rested on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opening: Option<Box<Opening>>,
+    /// Its number in the tunnel, as the device counts: there is one record of it, however often it is told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
+    /// Ends of sessions that the device gave up for want of room before this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<EndsDropped>,
 }
 
 /// One request to the fleet's own authoriser.

@@ -196,6 +196,13 @@ impl Control {
         self.evidence.gathered().count(by, source, what, 1, self.now());
     }
 
+    /// Counts so many at once, if there are any.
+    pub(crate) fn gather_many(&self, by: &str, what: &str, count: u64) {
+        if count > 0 {
+            self.evidence.gathered().count(by, "", what, count, self.now());
+        }
+    }
+
     /// Logs why the store failed, and returns the code that the peer gets.
     pub(crate) fn store_failed(&self, error: &StoreError) -> Code {
         tracing::error!(error = %chain(error), "the store failed");

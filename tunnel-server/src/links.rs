@@ -13,15 +13,17 @@ use tunnel_proto::api::LinkState;
 use tunnel_proto::carrier::Carrier;
 use tunnel_proto::defaults::OFFER_DEADLINE;
 use tunnel_proto::grant::LinkNonce;
-use tunnel_proto::message::{FromServer, Offer, OfferAnswer, Report};
+use tunnel_proto::message::{FromServer, Offer, OfferAnswer, Report, SessionKey};
 use tunnel_proto::{Code, DeviceId, Refusal, TunnelId};
 
 use self::presence::Presence;
+use self::receipts::Receipts;
 use crate::control::Control;
 
 pub(crate) mod accept;
 mod presence;
 mod probe;
+mod receipts;
 mod renew;
 mod report;
 pub(crate) mod restart;
@@ -48,6 +50,8 @@ pub(crate) struct Link {
     outbox: mpsc::Sender<FromServer>,
     /// Whether the report with which the link began is in the store.
     kept: watch::Sender<bool>,
+    /// Which ends of sessions it need not tell again.
+    receipts: Receipts,
     state: Mutex<State>,
 }
 
@@ -79,6 +83,11 @@ impl Link {
         if self.outbox.try_send(message).is_err() {
             self.close(Code::Busy);
         }
+    }
+
+    /// Tells the device that it need not tell of a session again. What gets lost of this it is told when it does.
+    pub(crate) fn confirm(&self, key: SessionKey) {
+        self.receipts.add(key);
     }
 
     /// Offers a tunnel and waits for the answer.

@@ -12,7 +12,7 @@ use tunnel_proto::{TunnelId, UnixTime};
 
 use super::Agent;
 use crate::channel::Channel;
-use crate::defaults::WAIT_BEYOND_TRIAL;
+use crate::defaults::{STOP_DEADLINE, WAIT_BEYOND_TRIAL};
 
 /// The role of this process beside others of the same device.
 #[derive(Debug)]
@@ -72,6 +72,17 @@ impl Duty {
         }
     }
 
+    /// Waits until the supervisor has been told all, or takes nothing.
+    pub(super) async fn finish(&mut self) {
+        if let Some(channel) = &mut self.channel
+            && tokio::time::timeout(STOP_DEADLINE, channel.flushed())
+                .await
+                .is_err()
+        {
+            tracing::warn!("the supervisor may not have heard of all ends");
+        }
+    }
+
     /// Waits for the supervisor; for ever when there is none. Cancel-safe.
     pub(super) async fn hear(&mut self) -> Heard {
         let Some(channel) = &mut self.channel else {
@@ -114,7 +125,7 @@ impl Agent {
         if !self.duty.is_draining() {
             return false;
         }
-        while let Some(message) = self.outgoing.pop() {
+        while let Some(message) = self.outgoing.hand_over() {
             if matches!(message, FromAgent::TunnelEnded(_) | FromAgent::SessionEnded(_)) {
                 self.duty.tell(&Message::Ended(message));
             }

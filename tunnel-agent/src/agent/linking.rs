@@ -109,6 +109,7 @@ impl Agent {
         for tunnel in &welcome.ended {
             self.end_anywhere(*tunnel, Code::TunnelClosed);
         }
+        self.outgoing.link_up(welcome.keeps_sessions);
         self.silence.handle_heard(Instant::now());
         self.handle_server_time(welcome.clock);
         // A server that cannot says so next.

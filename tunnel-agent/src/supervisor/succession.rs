@@ -18,8 +18,9 @@ use tunnel_proto::code::Code;
 use tunnel_proto::handover::{Message, Order, Role, State};
 
 use crate::defaults::{
-    BETWEEN_TRIALS, GATHER, LIVED, MAX_DRAINING, MAX_WAITING_REPORTS, PROBATION, RESTART_PAUSES, TRIALS,
+    BETWEEN_TRIALS, GATHER, LIVED, MAX_DRAINING, PROBATION, RESTART_PAUSES, TRIALS, WAITING,
 };
+use crate::outgoing::Outgoing;
 
 /// What a worker runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,7 +129,7 @@ pub(crate) struct Succession {
     no_start: Option<u8>,
     ready: bool,
     /// Ends that wait for a worker that can tell the server.
-    ends: VecDeque<Message>,
+    ends: Outgoing,
     outputs: VecDeque<Output>,
 }
 
@@ -146,7 +147,7 @@ impl Succession {
             pause: RESTART_PAUSES.0,
             no_start: None,
             ready: false,
-            ends: VecDeque::new(),
+            ends: Outgoing::new(WAITING),
             outputs: VecDeque::new(),
         };
         for &worker in inherited {
@@ -176,12 +177,7 @@ impl Succession {
                     self.send(other, message.clone());
                 }
             }
-            Message::Ended(_) => {
-                if self.ends.len() >= MAX_WAITING_REPORTS {
-                    self.ends.pop_front();
-                }
-                self.ends.push_back(message);
-            }
+            Message::Ended(ended) => self.ends.push(ended),
             // What only a supervisor says, and what is not this worker's to say.
             _ => {}
         }
@@ -277,10 +273,30 @@ impl Succession {
             self.outputs.push_back(Output::Ready);
         }
         self.order();
-        if let Some(front) = self.front() {
-            while let Some(end) = self.ends.pop_front() {
-                self.send(front, end);
-            }
+        if let Some(front) = self.front()
+            && !self.may_be_killed(front)
+        {
+            self.hand_ends_to(front);
+        }
+    }
+
+    /// Says whether a worker ends soon unless it gets a link: what it was told would be lost with it.
+    fn may_be_killed(&self, worker: u64) -> bool {
+        matches!(self.phase, Phase::Trial { .. }) && !self.is_linked(worker)
+    }
+
+    fn hand_ends_to(&mut self, worker: u64) {
+        while let Some(end) = self.ends.hand_over() {
+            self.send(worker, Message::Ended(end));
+        }
+    }
+
+    /// Leaves the workers to the next supervisor, and with them what waits here: the one that works keeps it, and one that
+    /// drains passes it on.
+    pub(crate) fn handle_leave(&mut self) {
+        let any = self.workers.keys().next_back().copied();
+        if let Some(heir) = self.incumbent().or(self.front()).or(any) {
+            self.hand_ends_to(heir);
         }
     }
 

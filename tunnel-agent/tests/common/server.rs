@@ -80,6 +80,11 @@ impl Server {
 
     /// As [`Server::link`], with a clock that says `clock` now.
     pub(crate) async fn link_at(&self, clock: UnixTime) -> Link {
+        self.link_as(clock, true).await
+    }
+
+    /// As [`Server::link_at`]; a server of before does not confirm ends of sessions.
+    pub(crate) async fn link_as(&self, clock: UnixTime, keeps_sessions: bool) -> Link {
         let since = Instant::now();
         let incoming = soon("an agent", self.endpoint.accept()).await.unwrap();
         let connection = soon("a handshake", incoming.accept().unwrap()).await.unwrap();
@@ -95,6 +100,7 @@ impl Server {
             clock,
             grant_key: self.signer.verifying_key(),
             ended: Vec::new(),
+            keeps_sessions,
         });
         stream::write_message(&mut send, &welcome).await.unwrap();
         Link {
@@ -103,6 +109,7 @@ impl Server {
             recv,
             hello,
             clock: (clock, since),
+            confirms: keeps_sessions,
         }
     }
 
@@ -235,10 +242,12 @@ impl Server {
 pub(crate) struct Link {
     pub(crate) connection: Connection,
     pub(crate) send: SendStream,
-    recv: RecvStream,
+    pub(crate) recv: RecvStream,
     pub(crate) hello: Hello,
     /// What the server's clock said when.
     clock: (UnixTime, Instant),
+    /// Whether ends of sessions are confirmed.
+    pub(crate) confirms: bool,
 }
 
 impl Link {
@@ -246,7 +255,7 @@ impl Link {
         stream::write_message(&mut self.send, &message).await.unwrap();
     }
 
-    /// Returns the next message that is no keepalive; keepalives are answered.
+    /// Returns the next message that is no keepalive; keepalives and ends of sessions are answered.
     pub(crate) async fn next(&mut self) -> FromAgent {
         loop {
             match soon("a message", stream::read_message(&mut self.recv))
@@ -263,7 +272,16 @@ impl Link {
                     // An agent that is about to go takes no answer, and may have more to say.
                     let _ = stream::write_message(&mut self.send, &FromServer::Pong(pong)).await;
                 }
-                message => return message,
+                message => {
+                    if let FromAgent::SessionEnded(ended) = &message
+                        && self.confirms
+                    {
+                        let keys = ended.key().into_iter().collect();
+                        // As above.
+                        let _ = stream::write_message(&mut self.send, &FromServer::SessionsKept(keys)).await;
+                    }
+                    return message;
+                }
             }
         }
     }

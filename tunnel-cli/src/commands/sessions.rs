@@ -90,6 +90,12 @@ fn one(session: &Session) -> String {
         ("to the service", bytes_text(session.bytes_in)),
         ("from the service", bytes_text(session.bytes_out)),
     ];
+    if let Some(dropped) = &session.dropped {
+        rows.push((
+            "dropped before",
+            format!("{} sessions, {} refusals", dropped.sessions, dropped.refusals),
+        ));
+    }
     for path in &session.paths {
         rows.push(("path", format!("{}: {} {}", path.leg, path.carrier, path.address)));
     }

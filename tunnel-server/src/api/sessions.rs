@@ -86,6 +86,7 @@ fn shown(record: &AuditRecord) -> Option<Session> {
         cause: of.cause.map(|cause| cause.as_str().to_owned()),
         paths: of.paths,
         opening: of.opening.map(|opening| *opening),
+        dropped: of.dropped,
     };
     match Event::read(&record.kind, &record.body)? {
         Event::SessionEnded {

@@ -1,7 +1,8 @@
 //! What happens while records cannot be written: nothing new opens, what has ended waits to be recorded, and in strict mode
 //! what is alive ends too (THREATS AUD-03).
 
-use std::collections::VecDeque;
+mod waiting;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use tokio::task::JoinSet;
 use tunnel_proto::Code;
 use tunnel_proto::message::FromServer;
 
+use self::waiting::{Most, Waiting};
 use super::Control;
 use super::gathered::Gathered;
 use super::sessions::Told;
@@ -26,8 +28,14 @@ const GRACE: Duration = Duration::from_secs(60);
 /// How often refusals that were gathered are recorded: what a crash may lose.
 const GATHER_EVERY: Duration = Duration::from_secs(60);
 
-/// Ends of sessions that wait to be recorded: some times as many as there can be tunnels to busy devices.
-const MAX_WAITING: usize = 100_000;
+/// Ends of sessions that wait to be recorded, of each kind: some times as many as there can be tunnels to busy devices.
+const MOST: Most = Most {
+    count: 100_000,
+    bytes: 64 * 1024 * 1024,
+};
+
+/// About what a session takes of which it is not known whose it was, beside the name of its service.
+const TOLD_BYTES: usize = 512;
 
 /// Sessions in one transaction: others wait for it.
 const AT_ONCE: usize = 1_000;
@@ -39,13 +47,13 @@ const AT_STOP: Duration = Duration::from_secs(5);
 const BY: &str = "server";
 
 /// What waits to be recorded.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Evidence {
     /// Whether live tunnels end if records cannot be written for long.
     pub(crate) strict: bool,
     paused: AtomicBool,
-    waiting: Mutex<VecDeque<SessionRecord>>,
-    told: Mutex<VecDeque<Told>>,
+    waiting: Mutex<Waiting<SessionRecord>>,
+    told: Mutex<Waiting<Told>>,
     lost: AtomicU64,
     gathered: Mutex<Gathered>,
 }
@@ -55,7 +63,11 @@ impl Evidence {
     pub(crate) fn new(strict: bool) -> Self {
         Self {
             strict,
-            ..Self::default()
+            paused: AtomicBool::default(),
+            waiting: Mutex::new(Waiting::new(MOST)),
+            told: Mutex::new(Waiting::new(MOST)),
+            lost: AtomicU64::default(),
+            gathered: Mutex::default(),
         }
     }
 
@@ -64,23 +76,21 @@ impl Evidence {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// Keeps a session whose end could not be recorded.
+    /// Keeps a session whose end could not be recorded. One for which there is no room is lost, unless its device tells it
+    /// again.
     pub(crate) fn keep(&self, session: SessionRecord) {
-        let mut waiting = self.waiting();
-        if waiting.len() >= MAX_WAITING {
+        let (is_told_again, bytes) = (session.key().is_some(), session.bytes());
+        if !self.waiting().push(session, bytes) && !is_told_again {
             self.lose();
-        } else {
-            waiting.push_back(session);
         }
     }
 
     /// Keeps what a device told of a session of which the store could not say whose it was.
     pub(crate) fn keep_told(&self, session: Told) {
-        let mut told = self.told();
-        if told.len() >= MAX_WAITING {
+        let is_told_again = session.session.key().is_some();
+        let bytes = TOLD_BYTES + session.session.service.len();
+        if !self.told().push(session, bytes) && !is_told_again {
             self.lose();
-        } else {
-            told.push_back(session);
         }
     }
 
@@ -94,23 +104,13 @@ impl Evidence {
         !self.waiting().is_empty() || !self.told().is_empty()
     }
 
-    fn told(&self) -> MutexGuard<'_, VecDeque<Told>> {
+    fn told(&self) -> MutexGuard<'_, Waiting<Told>> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the sessions that have waited longest, as many as are recorded at once.
-    fn next(&self) -> Vec<SessionRecord> {
-        let mut waiting = self.waiting();
-        let count = waiting.len().min(AT_ONCE);
-        waiting.drain(..count).collect()
-    }
-
-    /// Takes sessions back that could not be recorded, before those that came after them.
-    fn put_back(&self, sessions: Vec<SessionRecord>) {
-        let mut waiting = self.waiting();
-        for session in sessions.into_iter().rev() {
-            waiting.push_front(session);
-        }
+    fn next(&self) -> Vec<(usize, SessionRecord)> {
+        self.waiting().take(AT_ONCE)
     }
 
     /// Counts a refusal that gets no record of its own.
@@ -118,7 +118,7 @@ impl Evidence {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<SessionRecord>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting<SessionRecord>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -233,8 +233,8 @@ impl Control {
     /// Records what has waited, and lets sessions open again. What fails again waits on.
     pub(super) async fn resume(self: &Arc<Self>, failing: Duration) {
         loop {
-            let told = self.evidence.told().pop_front();
-            let Some(told) = told else { break };
+            let told = self.evidence.told().take(1).pop();
+            let Some((_, told)) = told else { break };
             if !self.session_told(told).await {
                 return;
             }
@@ -245,12 +245,18 @@ impl Control {
             if sessions.is_empty() {
                 break;
             }
-            if let Err(error) = self.store.record_sessions(sessions.clone()).await {
+            let records = sessions.iter().map(|(_, session)| session.clone()).collect();
+            if let Err(error) = self.store.record_sessions(records).await {
                 tracing::warn!(error = %chain(&error), sessions = sessions.len(), "sessions wait on to be recorded");
-                self.evidence.put_back(sessions);
+                self.evidence.waiting().put_back(sessions);
                 return;
             }
             waited += sessions.len() as u64;
+            for (_, session) in &sessions {
+                if let Some(device) = &session.of.device {
+                    self.confirm(device, session.key());
+                }
+            }
         }
         let event = Event::EvidenceRestored {
             failing_secs: failing.as_secs(),

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tunnel_proto::api::Traffic;
-use tunnel_proto::message::SessionEnded;
-use tunnel_proto::{DeviceId, Identity, UnixTime};
+use tunnel_proto::api::{EndsDropped, Traffic};
+use tunnel_proto::message::{SessionEnded, SessionKey};
+use tunnel_proto::{Code, DeviceId, Identity, UnixTime};
 
 use super::Control;
 use crate::audit::{SessionOf, bounded};
@@ -32,12 +32,21 @@ fn may_tell(tunnel: &TunnelRecord, device: &DeviceId, now: UnixTime) -> bool {
 
 impl Control {
     /// Records a session that has ended or was refused, and says whether the store could tell whose it was; if not, it is
-    /// kept and tried again. What a device tells of others' tunnels is only counted.
+    /// kept and tried again. What a device tells of others' tunnels is only counted. The device is told when it need not tell
+    /// it again: that it is on the disk, or that it was counted among many.
     pub(crate) async fn session_told(&self, mut told: Told) -> bool {
         told.session.service = bounded(&told.session.service);
+        // What no device counts up to is no number that the store could find again.
+        told.session.number = told
+            .session
+            .number
+            .filter(|number| i64::try_from(*number).is_ok());
+        let (device, key) = (told.device.clone(), told.session.key());
         match self.store.tunnel(told.session.tunnel).await {
             Ok(Some(tunnel)) if may_tell(&tunnel, &told.device, self.now()) => {
-                self.take_session(told, tunnel).await;
+                if !self.take_session(told, tunnel).await {
+                    return true;
+                }
             }
             Ok(_) => self.gather(&format!("device/{}", told.device), "", "session.unknown"),
             // It will not be read later either.
@@ -51,19 +60,26 @@ impl Control {
                 return false;
             }
         }
+        self.confirm(&device, key);
         true
     }
 
-    /// Records a session. Of an operator who is refused very often the refusals are counted only (THREATS AUD-05).
-    async fn take_session(&self, told: Told, tunnel: TunnelRecord) {
+    /// Tells a device that it need not tell of a session again.
+    pub(super) fn confirm(&self, device: &DeviceId, key: Option<SessionKey>) {
+        if let (Some(link), Some(key)) = (self.links.get(device), key) {
+            link.confirm(key);
+        }
+    }
+
+    /// Records a session, and says whether that is done; if not, it waits to be. Of an operator who is refused very often the
+    /// refusals are counted only (THREATS AUD-05).
+    async fn take_session(&self, told: Told, tunnel: TunnelRecord) -> bool {
         let session = told.session;
         let operator = Identity::operator(&self.identity.trust_domain, &tunnel.decided.operator);
         if let Some(code) = session.refused
             && !self.quotas.denials.take(Instant::now(), &operator)
         {
-            let by = format!("operator/{}", tunnel.decided.operator);
-            self.gather(&by, &tunnel.decided.source, &format!("session.refused {code}"));
-            return;
+            return self.count_refusal(&session, code, &tunnel).await;
         }
         let ended = tunnel.ended.as_ref();
         let traffic = told
@@ -78,6 +94,11 @@ impl Control {
             opening: Some(Box::new((&tunnel).into())),
             operator: Some(tunnel.decided.operator),
             device: Some(tunnel.decided.device),
+            number: session.number,
+            dropped: session.dropped.map(|dropped| EndsDropped {
+                sessions: dropped.sessions,
+                refusals: dropped.refusals,
+            }),
         };
         let record = SessionRecord {
             tunnel: session.tunnel,
@@ -91,14 +112,46 @@ impl Control {
         if let Err(error) = self.store.session(record.clone()).await {
             tracing::warn!(tunnel = %record.tunnel.fmt_short(), %error, "a session waits to be recorded");
             self.evidence.keep(record);
+            return false;
         }
+        true
+    }
+
+    /// Counts a refusal of somebody who is refused very often, with what the device could not keep before it; says whether that
+    /// is done.
+    async fn count_refusal(&self, session: &SessionEnded, code: Code, tunnel: &TunnelRecord) -> bool {
+        let recorded = match session.key() {
+            Some(key) => self.store.is_session_recorded(key).await,
+            None => Ok(false),
+        };
+        match recorded {
+            // Told again.
+            Ok(true) => {}
+            Ok(false) => {
+                let (by, source) = (
+                    format!("operator/{}", tunnel.decided.operator),
+                    &tunnel.decided.source,
+                );
+                self.gather(&by, source, &format!("session.refused {code}"));
+                let device = format!("device/{}", tunnel.decided.device);
+                let dropped = session.dropped.unwrap_or_default();
+                self.gather_many(&device, "session.ended dropped", dropped.sessions);
+                self.gather_many(&device, "session.refused dropped", dropped.refusals);
+            }
+            // The device tells it again.
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "a refusal is not counted before the store can be read");
+                return false;
+            }
+        }
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
     use sqlx::{ConnectOptions as _, Connection as _};
-    use tunnel_proto::{Code, TunnelId};
+    use tunnel_proto::{TunnelId, message};
 
     use super::*;
     use crate::audit::Event;
@@ -117,6 +170,8 @@ mod tests {
                 bytes_in: 2,
                 bytes_out: 3,
                 end: None,
+                number: None,
+                dropped: None,
             },
             traffic: None,
         }
@@ -178,6 +233,63 @@ mod tests {
             (by.as_str(), count("session.refused") + rest),
             ("operator/ana", 400)
         );
+        server.shutdown().await;
+    }
+
+    fn numbered(number: u64, refused: Option<Code>) -> Told {
+        let mut told = told(refused);
+        told.session.number = Some(number);
+        told
+    }
+
+    /// A refusal that has a record and is told again is neither recorded nor counted, however little of the quota is left; what
+    /// a device dropped is counted where the refusal that tells of it is.
+    #[tokio::test]
+    async fn a_refusal_that_is_told_again_counts_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let server = server_that(&directory, false).await;
+        let control = server.control();
+        let refused = Some(Code::TargetRefused);
+        for number in 0..400 {
+            assert!(
+                control
+                    .take_session(numbered(number, refused), record(None))
+                    .await
+            );
+        }
+        let count = async || {
+            let trail = control.store.audit(0, 10_000).await.unwrap();
+            let of_sessions = trail.iter().filter(|record| record.kind == "session.refused");
+            of_sessions.count() as u64
+        };
+        let recorded = count().await;
+        let gathered = |events: Vec<Event>| -> u64 {
+            let count = |event: &Event| match event {
+                Event::DenialsGathered { count, .. } => *count,
+                other => panic!("{other:?}"),
+            };
+            events.iter().map(count).sum()
+        };
+        assert_eq!(recorded + gathered(control.evidence.gathered().take()), 400);
+        for _ in 0..400 {
+            assert!(control.take_session(numbered(0, refused), record(None)).await);
+        }
+        assert_eq!(
+            (count().await, control.evidence.gathered().take().len()),
+            (recorded, 0)
+        );
+
+        let mut telling = numbered(1_000, refused);
+        telling.session.dropped = Some(message::EndsDropped {
+            sessions: 2,
+            refusals: 30,
+        });
+        // All of the quota is gone for this one.
+        let operator = Identity::operator(&control.identity.trust_domain, &"ana".parse().unwrap());
+        while control.quotas.denials.take(Instant::now(), &operator) {}
+        assert!(control.take_session(telling, record(None)).await);
+        let events = control.evidence.gathered().take();
+        assert_eq!((events.len(), gathered(events)), (2, 33));
         server.shutdown().await;
     }
 

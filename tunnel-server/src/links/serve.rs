@@ -17,6 +17,7 @@ use tunnel_proto::{Code, DeviceId, Refusal, TunnelId};
 
 use super::accept::DEADLINE;
 use super::presence::Presence;
+use super::receipts::Receipts;
 use super::{Link, OUTBOX, State, probe, report, work};
 use crate::audit::Event;
 use crate::control::Control;
@@ -70,6 +71,7 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
         connection,
         outbox,
         kept: watch::Sender::new(false),
+        receipts: Receipts::default(),
         state: Mutex::new(State {
             presence,
             report,
@@ -142,15 +144,11 @@ async fn attend(
         clock: control.now(),
         grant_key: control.keys.grant_key.verifying_key(),
         ended,
+        keeps_sessions: true,
     };
     let (lane, waiting) = mpsc::channel(LANE);
     let mut tasks = JoinSet::new();
-    let writer = tasks.spawn(write(
-        link.connection.clone(),
-        streams.send,
-        welcome,
-        streams.messages,
-    ));
+    let writer = tasks.spawn(write(link.clone(), streams.send, welcome, streams.messages));
     tasks.spawn(work::work(control.clone(), link.clone(), waiting, replaced));
     if control.evidence.is_paused() {
         link.send(FromServer::Recording(false));
@@ -181,7 +179,7 @@ async fn attend(
 
 /// Writes what is for the agent, until the link ends.
 async fn write(
-    connection: Connection,
+    link: Arc<Link>,
     mut send: SendStream,
     welcome: Welcome,
     mut messages: mpsc::Receiver<FromServer>,
@@ -192,7 +190,13 @@ async fn write(
     {
         return;
     }
-    while let Some(message) = messages.recv().await {
+    loop {
+        // Both are cancel-safe.
+        let message = tokio::select! {
+            message = messages.recv() => message,
+            keys = link.receipts.next() => Some(FromServer::SessionsKept(keys)),
+        };
+        let Some(message) = message else { return };
         let is_last = matches!(message, FromServer::Goodbye(_));
         if write_message(&mut send, &message).await.is_err() {
             return;
@@ -201,7 +205,7 @@ async fn write(
             let _ = send.finish();
             // The agent has all of it, or is gone.
             let _ = send.stopped().await;
-            connection.close(quinn::VarInt::from_u32(0), b"");
+            link.connection.close(quinn::VarInt::from_u32(0), b"");
             return;
         }
     }

@@ -8,6 +8,7 @@ use tunnel_proto::api::{Limits, Opening, Traffic};
 use tunnel_proto::batch::BatchHash;
 use tunnel_proto::ids::hex;
 use tunnel_proto::keys::KeyHash;
+use tunnel_proto::message::SessionKey;
 use tunnel_proto::names::{FactName, FactValue, GroupName};
 use tunnel_proto::{
     CircuitId, Code, DeviceId, Identity, OperatorName, Refusal, ServiceName, TunnelId, UnixTime,
@@ -503,6 +504,28 @@ pub struct SessionRecord {
     pub bytes_out: u64,
     /// Whose it was.
     pub of: SessionOf,
+}
+
+impl SessionRecord {
+    /// Returns what tells it from all others; `None` for one of an agent of before.
+    pub fn key(&self) -> Option<SessionKey> {
+        let (tunnel, number) = (self.tunnel, self.of.number?);
+        Some(SessionKey { tunnel, number })
+    }
+
+    /// Returns about how much room it takes, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let opening = self.of.opening.as_ref().map_or(0, |opening| {
+            let lists = opening
+                .services
+                .iter()
+                .chain(&opening.policies)
+                .chain(&opening.approvers);
+            lists.map(String::len).sum::<usize>() + opening.reason.as_ref().map_or(0, String::len)
+        });
+        // Beside what may be long there is about as much as a record's names, times and hashes.
+        1024 + self.service.len() + opening
+    }
 }
 
 /// A policy that is or was in force.

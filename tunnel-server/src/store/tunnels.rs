@@ -1,11 +1,12 @@
 //! Tunnels: what was decided, which tokens were redeemed, what is alive.
 
 use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use tunnel_proto::api::{LegPath, Traffic};
 use tunnel_proto::batch::BatchHash;
 use tunnel_proto::bind::Role;
 use tunnel_proto::ids::hex;
+use tunnel_proto::message::SessionKey;
 use tunnel_proto::{CircuitId, Code, DeviceId, Identity, TokenId, TrustDomain, TunnelId, UnixTime};
 
 use super::approvals::still_stands;
@@ -267,15 +268,23 @@ impl Store {
             .collect()
     }
 
-    /// Records a session that took place or was refused.
+    /// Records a session that took place or was refused; one that has a record has it already.
     ///
     /// # Errors
     /// Returns an error if the record is not on the disk.
     pub async fn session(&self, session: SessionRecord) -> Result<(), StoreError> {
-        self.record(session_event(session)).await
+        self.record_sessions(vec![session]).await
     }
 
-    /// Records many sessions in one transaction.
+    /// Says whether a session has a record.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub(crate) async fn is_session_recorded(&self, key: SessionKey) -> Result<bool, StoreError> {
+        is_recorded(&mut *self.inner.readers.acquire().await?, key).await
+    }
+
+    /// Records many sessions in one transaction; those that have a record have it already.
     ///
     /// # Errors
     /// Returns an error if none of the records is on the disk.
@@ -283,7 +292,14 @@ impl Store {
         self.write(move |w| {
             Box::pin(async move {
                 for session in sessions {
-                    w.append(&session_event(session)).await?;
+                    // In the transaction of the record, so that no two that tell of one find none.
+                    let is_told_again = match session.key() {
+                        Some(key) => is_recorded(&mut w.connection, key).await?,
+                        None => false,
+                    };
+                    if !is_told_again {
+                        w.append(&session_event(session)).await?;
+                    }
                 }
                 Ok(())
             })
@@ -521,7 +537,21 @@ async fn end(
     Ok(true)
 }
 
-fn session_event(session: SessionRecord) -> Event {
+/// Says whether a session has a record. The condition is that of its index.
+async fn is_recorded(connection: &mut SqliteConnection, key: SessionKey) -> Result<bool, StoreError> {
+    let row = sqlx::query(
+        "SELECT 1 FROM audit WHERE json_extract(body, '$.tunnel') = ? AND json_extract(body, '$.number') = ?
+         AND kind IN ('session.ended', 'session.refused') AND json_extract(body, '$.number') IS NOT NULL",
+    )
+    .bind(key.tunnel.to_string())
+    .bind(key.number.cast_signed())
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.is_some())
+}
+
+/// Returns the record of a session, as the chain will hold it.
+pub(crate) fn session_event(session: SessionRecord) -> Event {
     let SessionRecord {
         tunnel,
         millis,

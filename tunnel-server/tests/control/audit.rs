@@ -41,6 +41,8 @@ fn session(tunnel: TunnelId, refused: Option<Code>) -> FromAgent {
         bytes_in,
         bytes_out,
         end: None,
+        number: None,
+        dropped: None,
     })
 }
 

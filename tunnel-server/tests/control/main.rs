@@ -21,6 +21,7 @@ mod outages;
 mod probing;
 mod restart;
 mod rotation;
+mod sessions;
 mod suspension;
 mod trust;
 mod world;

@@ -1,5 +1,5 @@
 use tunnel_proto::handover::VERSION;
-use tunnel_proto::message::{EndTunnel, FromAgent, TunnelEnded};
+use tunnel_proto::message::{EndTunnel, EndsDropped, FromAgent, SessionEnded, TunnelEnded};
 
 use super::*;
 use crate::defaults::TRIAL;
@@ -422,15 +422,87 @@ fn what_ends_tunnels_reaches_the_others_and_their_ends_reach_the_front() {
     assert_eq!(world.take(), [to_front]);
     // While nobody is at the front, ends wait, and not without bound.
     world.end(2, None);
-    (0..2 * MAX_WAITING_REPORTS).for_each(|_| world.say(1, ended.clone()));
-    assert_eq!(world.succession.ends.len(), MAX_WAITING_REPORTS);
+    (0..2 * WAITING.count).for_each(|_| world.say(1, ended.clone()));
     world.take();
     world.pass(SECOND);
     let sent = world
         .take()
         .into_iter()
         .filter(|output| matches!(output, Output::Send { worker: 3, message } if *message == ended));
-    assert_eq!(sent.count(), MAX_WAITING_REPORTS);
+    assert_eq!(sent.count(), WAITING.count);
+}
+
+/// The end of a session, as one worker tells it another.
+fn session(number: u64, refused: Option<Code>, dropped: Option<EndsDropped>) -> Message {
+    Message::Ended(FromAgent::SessionEnded(SessionEnded {
+        tunnel: tunnel(7),
+        service: "ssh".into(),
+        refused,
+        millis: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+        end: None,
+        number: Some(number),
+        dropped,
+    }))
+}
+
+impl World {
+    /// Takes what was handed to a worker.
+    fn handed_to(&mut self, worker: u64) -> Vec<Message> {
+        let handed = |output| match output {
+            Output::Send { worker: to, message } if to == worker => Some(message),
+            _ => None,
+        };
+        let said = self.take().into_iter().filter_map(handed);
+        said.filter(|message| matches!(message, Message::Ended(_)))
+            .collect()
+    }
+}
+
+/// While nobody can tell the server, refusals make room before sessions that took place, and what is missing is told.
+#[test]
+fn real_sessions_outlast_any_number_of_refusals_where_ends_wait() {
+    let mut world = World::restarted(PROVEN);
+    world.say(2, state(Role::Active, true, &[]));
+    world.end(2, None);
+    world.take();
+    let count = WAITING.count as u64;
+    let refused = Some(Code::ServiceUnknown);
+    world.say(1, session(0, refused, None));
+    world.say(1, session(1, None, None));
+    (2..count + 20).for_each(|number| world.say(1, session(number, refused, None)));
+    world.say(1, session(count + 20, None, None));
+    world.pass(SECOND);
+    let handed = world.handed_to(3);
+    assert_eq!(handed.len(), WAITING.count);
+    let (sessions, refusals) = (0, 21);
+    let first = session(1, None, Some(EndsDropped { sessions, refusals }));
+    assert_eq!(
+        (&handed[0], handed.last()),
+        (&first, Some(&session(count + 20, None, None)))
+    );
+}
+
+/// A worker on trial that gets no link is ended, and what it was handed would be lost with it.
+#[test]
+fn ends_are_not_handed_to_a_worker_on_trial_before_it_is_linked() {
+    let mut world = World::restarted(NEW);
+    world.say(2, state(Role::Active, false, &[]));
+    world.say(1, session(0, None, None));
+    assert_eq!(world.handed_to(2), []);
+    world.say(2, state(Role::Active, true, &[]));
+    assert_eq!(world.handed_to(2), [session(0, None, None)]);
+    world.say(2, state(Role::Active, false, &[]));
+    world.say(1, session(1, None, None));
+    assert_eq!(world.handed_to(2), []);
+    // A supervisor that leaves in the middle of it takes nothing with it.
+    world.succession.handle_leave();
+    world.drain();
+    assert_eq!(world.handed_to(1), [session(1, None, None)]);
+    world.succession.handle_leave();
+    world.drain();
+    assert_eq!(world.handed_to(1), [], "once");
 }
 
 #[test]
