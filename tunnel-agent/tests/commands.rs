@@ -300,6 +300,32 @@ async fn a_command_ends_at_its_bounds() {
     assert_eq!(said[3].why(), Some(Code::CommandOutput), "both outputs together");
 }
 
+/// THREATS AGT-13: an operator who does not read keeps no command beyond its time, and holds up nobody else.
+#[tokio::test]
+async fn a_reader_that_stands_still_holds_no_command_beyond_its_time() {
+    let mut world = World::new(&format!("{ALLOW}\ntimeout_secs = 1\nmax_output_bytes = 16777216")).await;
+    let (tunnel, _) = world.tunnel(1, None).await;
+    let (_, mut recv) = ask(
+        &tunnel,
+        &batch(&[&["/bin/sh", "-c", "echo $$; exec cat /dev/zero"]]),
+    )
+    .await;
+    let command = first_line(&mut recv).await;
+    gone(command.lines().next().unwrap()).await;
+    let (_, other) = ask(&tunnel, &batch(&[&["/bin/echo", "other"]])).await;
+    assert_eq!(read(other).await[0].out(), "other\n");
+    // What was on its way is still read, up to an end that says why.
+    let mut last = Ran::default();
+    while let Ok(ran) = soon("an output", stream::read_message::<Ran>(&mut recv)).await {
+        last = ran;
+    }
+    let why = last.end.and_then(|end| end.why).map(|why| why.code);
+    assert!(
+        matches!(why, Some(Code::CommandTimeout | Code::CommandOutput)),
+        "{why:?}"
+    );
+}
+
 /// THREATS AGT-13.
 #[tokio::test]
 async fn a_cut_ends_what_runs_with_its_children() {
