@@ -15,13 +15,15 @@ use tunnel_e2e::{Agent, Fleet, Operator};
 use tunnel_proto::Code;
 use tunnel_proto::batch::Batch;
 
-/// Technicians connect once somebody agrees, and leads agree.
+/// Technicians connect once somebody agrees, and leads agree; to what runs commands for a batch alone.
 const POLICY: &str = r#"
 @id("admins") permit (principal in OperatorGroup::"admins", action, resource);
 @id("view") permit (principal, action == Action::"view", resource);
 @id("asks") @requires_approval
-permit (principal in OperatorGroup::"technicians", action == Action::"connect", resource);
-@id("approve") permit (principal in OperatorGroup::"leads", action == Action::"approve", resource);
+permit (principal in OperatorGroup::"technicians", action == Action::"connect", resource)
+when { resource.name != "diag" || context.batch };
+@id("approve") permit (principal in OperatorGroup::"leads", action == Action::"approve", resource)
+when { resource.name == "diag" && context.batch };
 "#;
 
 /// What devices let operators run.
@@ -142,10 +144,16 @@ fn an_approved_batch_is_run_where_it_was_approved_and_no_other_is() {
         &["run", "pump-17", "--commands", &more][..],
         &["run", "pump-17", "--", "/bin/echo", "a b"],
         &["run", "pump-18", "--commands", &file],
-        &["connect", "pump-17", "diag"],
         &["connect", "pump-17", "echo"],
     ] {
         assert_eq!(world.refusal(words), needs_approval, "{words:?}");
+    }
+    for words in [
+        &["connect", "pump-17", "diag", "--reason", "x"],
+        &["request", "pump-17", "diag", "--reason", "x"],
+    ] {
+        let policy_says_no = (3, "E_POLICY_DENY".to_owned());
+        assert_eq!(world.refusal(words), policy_says_no, "{words:?}");
     }
 
     // The trail has the list, its hash, and what each tunnel and session was for.

@@ -120,11 +120,12 @@ fn check_programs(report: &mut Report, title: &str, commands: &Commands) {
         return report.ok(title, "runs whatever program the server lets operators run");
     };
     let absent = programs.iter().filter(|program| !Path::new(program).is_file());
-    for program in absent {
-        let what = format!("`{program}` is no file");
-        report.warning(title, what, "install it, or take it out of `allow`");
+    let absent: Vec<_> = absent.map(String::as_str).collect();
+    if absent.is_empty() {
+        return report.ok(title, format!("runs {} program(s)", programs.len()));
     }
-    report.ok(title, format!("runs {} program(s)", programs.len()));
+    let what = format!("there is no `{}`", absent.join("`, `"));
+    report.warning(title, what, "install what is missing, or take it out of `allow`");
 }
 
 fn check_host_keys(report: &mut Report, config: &Config) {

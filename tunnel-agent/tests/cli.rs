@@ -216,7 +216,9 @@ fn check_names_what_is_broken_and_its_mend() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap();
     let text = format!(
-        "state_dir = \"{}\"\n[services.web]\ntarget = \"tcp:{target}\"\n",
+        "state_dir = \"{}\"\n[services.web]\ntarget = \"tcp:{target}\"\n\
+         [services.diag]\ntarget = \"exec:\"\nallow = [\"/bin/sh\"]\n\
+         [services.gone]\ntarget = \"exec:\"\nallow = [\"/nonexistent/x\"]\n",
         state.display()
     );
     let config = write_config(dir.path(), &text);
@@ -233,6 +235,8 @@ fn check_names_what_is_broken_and_its_mend() {
             .map(|check| check["status"].as_str().unwrap().to_owned())
     };
     assert_eq!(status("service web").as_deref(), Some("ok"));
+    assert_eq!(status("service diag").as_deref(), Some("ok"));
+    assert_eq!(status("service gone").as_deref(), Some("warning"));
     assert_eq!(
         status("certificate").as_deref(),
         Some("warning"),

@@ -161,6 +161,7 @@ fn question(number: usize) -> Question {
             reason: Some("INC-7".into()),
             approval: None,
             break_glass: false,
+            batch: false,
             authoriser: None,
         },
     }

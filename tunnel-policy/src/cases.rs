@@ -201,6 +201,8 @@ struct RawContext {
     approvers: Option<Vec<OperatorName>>,
     #[serde(default)]
     break_glass: bool,
+    #[serde(default)]
+    batch: bool,
     /// What the authoriser says; it is asked if this is there.
     authoriser: Option<BTreeMap<FactName, FactValue>>,
 }
@@ -278,6 +280,7 @@ impl RawCase {
                 approval,
                 break_glass: context.break_glass,
                 authoriser: context.authoriser,
+                batch: context.batch,
             },
         };
         let mut policies = self.policies;

@@ -241,10 +241,12 @@ fn context(request: &Request<'_>) -> Result<Vec<(String, RestrictedExpression)>,
                 approval,
                 break_glass,
                 authoriser,
+                batch,
             } = terms;
             pairs.push(("ttl_secs", seconds(ttl.as_secs())));
             pairs.push(("services", service_set(services)));
             pairs.push(("break_glass", RestrictedExpression::new_bool(*break_glass)));
+            pairs.push(("batch", RestrictedExpression::new_bool(*batch)));
             pairs.extend(reason.as_deref().map(|reason| ("reason", text(reason))));
             if let Some(approval) = approval {
                 pairs.push(("approval", approval_record(approval)?));
@@ -258,6 +260,7 @@ fn context(request: &Request<'_>) -> Result<Vec<(String, RestrictedExpression)>,
             pairs.push(("requester", RestrictedExpression::new_entity_uid(requester)));
             pairs.push(("window_secs", seconds(terms.ttl.as_secs())));
             pairs.push(("services", service_set(&terms.services)));
+            pairs.push(("batch", RestrictedExpression::new_bool(terms.batch)));
             pairs.push(("reason", text(terms.reason.as_deref().unwrap_or_default())));
         }
         _ => {}

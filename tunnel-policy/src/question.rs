@@ -77,6 +77,9 @@ pub struct Terms {
     /// What the fleet's own authoriser said of the request, if it was asked. It can take a permission away and give none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authoriser: Option<BTreeMap<FactName, FactValue>>,
+    /// Whether it is asked for one batch of commands alone, which the device holds it to.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub batch: bool,
 }
 
 impl Terms {

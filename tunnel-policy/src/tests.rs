@@ -92,6 +92,7 @@ pub(crate) fn question(
             reason: reason.map(str::to_owned),
             approval: None,
             break_glass: false,
+            batch: false,
             authoriser: None,
         },
     }

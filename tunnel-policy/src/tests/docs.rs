@@ -54,3 +54,27 @@ fn the_page_names_all_actions_and_annotations() {
         named(&format!("`@{annotation}"));
     }
 }
+
+#[test]
+fn the_rule_of_the_page_about_commands_asks_for_a_batch() {
+    let page = include_str!("../../../docs/commands.md");
+    let rule = page
+        .split("```cedar\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    assert!(check(rule).errors.is_empty());
+    let mut asked = approved(question(
+        &operator("ana", &["technicians"]),
+        &device("pump-17", &[]),
+        &["diag"],
+        None,
+    ));
+    assert_eq!(ask(rule, &asked).outcome, Outcome::Deny);
+    asked.terms.batch = true;
+    assert_eq!(ask(rule, &asked).outcome, Outcome::Allow);
+    asked.terms.approval = None;
+    assert_eq!(ask(rule, &asked).outcome, Outcome::NeedsApproval);
+}

@@ -342,6 +342,7 @@ impl Asked {
                 until: NOW,
             }),
             break_glass: false,
+            batch: false,
             authoriser: None,
         }
     }

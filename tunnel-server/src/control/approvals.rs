@@ -433,6 +433,7 @@ fn terms(asked: &Asked) -> Terms {
         reason: Some(asked.reason.clone()),
         approval: None,
         break_glass: false,
+        batch: asked.commands.is_some(),
         authoriser: None,
     }
 }

@@ -171,6 +171,7 @@ impl Control {
                 approval
             }),
             break_glass: facts.break_glass,
+            batch: facts.batch.is_some(),
             authoriser: facts.authoriser.clone(),
         }
     }

@@ -116,6 +116,7 @@ impl Wish {
             reason: self.reason.clone(),
             approval: self.approval.clone(),
             break_glass: self.break_glass,
+            batch: self.batch.is_some(),
             authoriser: self.said.as_ref().map(|said| said.facts.clone()),
         }
     }
