@@ -100,6 +100,8 @@ fn limits_text(limits: &Limits) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tunnel_proto::api::WhyAuthoriser;
+
     use super::*;
 
     #[test]
@@ -122,6 +124,20 @@ mod tests {
             text.contains("denied") && text.contains("a reason") && !text.contains('\u{1b}'),
             "{text}"
         );
+        let asked = |answer: Option<&str>| Why {
+            authoriser: Some(WhyAuthoriser {
+                asked: answer.is_some(),
+                answer: answer.map(str::to_owned),
+                facts: answer.map(|_| ("risk".into(), "9".into())).into_iter().collect(),
+            }),
+            ..Why::default()
+        };
+        let told = super::text(&asked(Some("forbid: no\u{1b} ticket")));
+        assert!(
+            told.contains("forbid: no") && told.contains("risk is 9") && !told.contains('\u{1b}'),
+            "{told}"
+        );
+        assert!(super::text(&asked(None)).contains("was not asked"));
         let limits = Limits {
             lifetime_secs: Some(1800),
             bytes: Some(1 << 30),
