@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use quinn::SendStream;
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 use tunnel_proto::batch::{Batch, CommandEnd, Ran};
 use tunnel_proto::{Code, Refusal, frame};
 
 use super::Commands;
+use crate::connect::Reader;
 
 /// The only variable that a command finds in its environment, for the programs that it starts itself.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -129,14 +130,17 @@ async fn watch(
 ) -> io::Result<CommandEnd> {
     let late = AtomicBool::new(false);
     let carried = carry(&mut child, group, rules.max_output, &late, back);
-    tokio::pin!(carried);
-    let (status, over) = tokio::select! {
-        carried = &mut carried => carried?,
-        () = tokio::time::sleep(rules.timeout) => {
-            late.store(true, Ordering::Relaxed);
-            group.kill();
+    let time = tokio::time::sleep(rules.timeout);
+    tokio::pin!(carried, time);
+    let (status, over) = loop {
+        // One place that goes on with it: each takes its own copy of the code.
+        tokio::select! {
+            carried = &mut carried => break carried?,
             // A message that is half written has to be finished.
-            carried.await?
+            () = &mut time, if !late.load(Ordering::Relaxed) => {
+                late.store(true, Ordering::Relaxed);
+                group.kill();
+            }
         }
     };
     let why = match (late.load(Ordering::Relaxed), over) {
@@ -160,7 +164,9 @@ async fn carry(
     late: &AtomicBool,
     back: &mut Back<'_>,
 ) -> io::Result<(ExitStatus, bool)> {
-    let (mut stdout, mut stderr) = (Output::of(child.stdout.take()), Output::of(child.stderr.take()));
+    let stdout = child.stdout.take().map(|pipe| Box::new(pipe) as Reader);
+    let stderr = child.stderr.take().map(|pipe| Box::new(pipe) as Reader);
+    let (mut stdout, mut stderr) = (Output(stdout), Output(stderr));
     let (mut status, mut over) = (None, false);
     loop {
         let all_read = over || (stdout.is_done() && stderr.is_done()) || late.load(Ordering::Relaxed);
@@ -208,13 +214,9 @@ async fn carry(
 }
 
 /// One output of a command, until its end.
-struct Output<R>(Option<R>);
+struct Output(Option<Reader>);
 
-impl<R: AsyncRead + Unpin> Output<R> {
-    fn of(pipe: Option<R>) -> Self {
-        Self(pipe)
-    }
-
+impl Output {
     fn is_done(&self) -> bool {
         self.0.is_none()
     }
