@@ -161,10 +161,14 @@ fn failure(device: &DeviceId, number: u32, words: &[String], end: &CommandEnd) -
 /// is `all`.
 fn lines(bytes: &mut Vec<u8>, prefix: &str, all: bool) -> String {
     let mut text = String::new();
-    let whole = match bytes.iter().rposition(|&byte| byte == b'\n') {
-        _ if all || bytes.len() > MAX_LINE => bytes.len(),
-        Some(at) => at + 1,
-        None => 0,
+    let begun = bytes
+        .iter()
+        .rposition(|&byte| byte == b'\n')
+        .map_or(0, |at| at + 1);
+    let whole = if all || bytes.len() - begun > MAX_LINE {
+        bytes.len()
+    } else {
+        begun
     };
     let taken: Vec<u8> = bytes.drain(..whole).collect();
     for line in taken.split_inclusive(|&byte| byte == b'\n') {
@@ -238,6 +242,18 @@ mod tests {
         assert_eq!(lines(&mut bytes, "", true), "");
         let mut long = vec![b'x'; MAX_LINE + 1];
         assert_eq!(lines(&mut long, "", false).len(), MAX_LINE + 2);
+    }
+
+    #[test]
+    fn a_line_is_not_parted_because_many_came_before_it() {
+        let wrote: String = (0..2000).map(|number| format!("line {number:05}\n")).collect();
+        assert!(wrote.len() > 20 * 1024);
+        let (mut bytes, mut shown) = (Vec::new(), String::new());
+        for chunk in wrote.as_bytes().chunks(16 * 1024) {
+            bytes.extend(chunk);
+            shown.push_str(&lines(&mut bytes, "", false));
+        }
+        assert_eq!(shown, wrote);
     }
 
     #[test]
