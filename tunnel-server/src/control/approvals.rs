@@ -27,11 +27,8 @@ use crate::tunnels::reconsider::Touched;
 /// Most services of all devices together that one approval is about: each takes a decision of its own, again and again.
 const MAX_PLACES: usize = 64;
 
-/// Most approvals that are listed.
+/// Most approvals that are listed: their number alone bounds the answer, so that nobody's long ones take the place of others'.
 const MAX_LISTED: usize = 500;
-
-/// How much of commands is listed with them, in bytes: an answer that is too long would be of no use.
-const MAX_LISTED_BYTES: usize = 512 * 1024;
 
 /// How many are looked through at once for those that a caller may see.
 const PAGE: u32 = 100;
@@ -167,7 +164,7 @@ impl Control {
         let alive_at = (!all).then(|| self.now());
         let asker = Arc::new(self.asker(caller).await?);
         let reads_all = self.in_force().may(&asker, Action::ReadAudit);
-        let (mut shown, mut after, mut bytes) = (Vec::new(), None, 0);
+        let (mut shown, mut after) = (Vec::new(), None);
         // Those that others may see do not take the place of those that the caller may see.
         loop {
             let page = self.store.approvals(alive_at, after, PAGE).await;
@@ -178,10 +175,9 @@ impl Control {
             }
             for (approval, sight) in self.sights(&asker, page).await? {
                 if sight.own || sight.may_approve || reads_all {
-                    bytes += approval.asked.commands.as_ref().map_or(0, Batch::bytes);
                     shown.push(self.shown(&approval, sight.may_approve));
                 }
-                if shown.len() >= MAX_LISTED || bytes >= MAX_LISTED_BYTES {
+                if shown.len() >= MAX_LISTED {
                     return Ok(shown);
                 }
             }

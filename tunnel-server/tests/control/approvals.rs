@@ -468,6 +468,24 @@ async fn what_opens_while_an_approval_is_taken_back_does_not_stay() {
     cast.world.server.shutdown().await;
 }
 
+/// However long the commands are that some ask for, who decides sees what the others ask for.
+#[tokio::test]
+async fn long_commands_hide_no_other_request() {
+    let cast = Cast::new().await;
+    let first = ask(&cast.api("tess"), &["pump"], &["ssh"]).await;
+    let mut long = wish(&["pump"], &["ssh"]);
+    long["commands"] = json!([["/bin/echo", "x".repeat(8 * 1024 - 15)]]);
+    for name in ["tess", "tom"] {
+        let api = cast.api(name);
+        for _ in 0..40 {
+            api.post("/v1/approvals", &long).await.good::<Approval>();
+        }
+    }
+    let listed: Vec<Approval> = cast.api("lea").get("/v1/approvals").await.good();
+    assert_eq!(listed.len(), 81);
+    assert!(listed.iter().any(|one| one.id == first.id));
+}
+
 /// An approval for commands is for them alone, and what opens on it says so to the device, in what the server has signed.
 #[tokio::test]
 async fn an_approval_for_commands_opens_a_tunnel_for_them_alone() {
