@@ -17,7 +17,7 @@ pub const MAX_COMMANDS: usize = 64;
 /// Most words of one command, the program's path among them.
 pub const MAX_WORDS: usize = 64;
 
-/// Most bytes of all words together: those who approve a batch read it, and it stands in records.
+/// Most bytes of a batch, as [`Batch::bytes`] counts them: those who approve it read it, and it stands in records.
 pub const MAX_BYTES: usize = 8 * 1024;
 
 /// What the hash of a batch begins with, so that it is the hash of nothing else.
@@ -84,9 +84,18 @@ impl Batch {
         &self.0
     }
 
-    /// Returns how many bytes all words have together.
+    /// Returns how many bytes its words take in JSON, which is how a batch is stored and shown.
     pub fn bytes(&self) -> usize {
-        self.0.iter().flatten().map(String::len).sum()
+        let written = |c: char| match c {
+            '"' | '\\' => 2,
+            ..' ' => 6,
+            c => c.len_utf8(),
+        };
+        let words = self.0.iter().flatten();
+        // Its quotes and a comma.
+        words
+            .map(|word| word.chars().map(written).sum::<usize>() + 3)
+            .sum()
     }
 
     /// Hashes the batch: all words in their order, and nothing else.
@@ -304,7 +313,7 @@ mod tests {
         let most = vec![vec!["/bin/true".to_owned(); MAX_WORDS]; 8];
         assert!(Batch::new(most).is_ok());
         assert!(Batch::new(vec![vec!["/bin/true".to_owned()]; MAX_COMMANDS]).is_ok());
-        let long = "x".repeat(MAX_BYTES - 2);
+        let long = "x".repeat(MAX_BYTES - 8);
         assert!(Batch::new(list(&[&["/a", &long]])).is_ok());
         let too_long = format!("{long}x");
         for (commands, why) in [
@@ -318,6 +327,20 @@ mod tests {
                 BatchError::Words(2),
             ),
             (list(&[&["/a", &too_long]]), BatchError::Bytes),
+            // What grows when it is stored and shown is counted as what it grows to.
+            (list(&[&["/a", &"\n".repeat(1500)]]), BatchError::Bytes),
+            (list(&[&["/a", &"\"".repeat(4200)]]), BatchError::Bytes),
+            (
+                vec![
+                    ["/a", ""]
+                        .repeat(32)
+                        .iter()
+                        .map(|&word| word.to_owned())
+                        .collect();
+                    64
+                ],
+                BatchError::Bytes,
+            ),
             (list(&[&[]]), BatchError::Program(1)),
             (list(&[&["/a"], &["true"]]), BatchError::Program(2)),
             (list(&[&["", "/a"]]), BatchError::Program(1)),
