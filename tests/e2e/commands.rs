@@ -28,7 +28,7 @@ when { resource.name == "diag" && context.batch };
 
 /// What devices let operators run.
 const ALLOW: &str =
-    "allow = [\"/bin/sh\", \"/bin/echo\", \"/bin/cat\"]\ntimeout_secs = 2\nmax_output_bytes = 100000";
+    "allow = [\"/bin/sh *\", \"/bin/echo *\", \"/bin/cat *\"]\ntimeout_secs = 2\nmax_output_bytes = 100000";
 
 struct World {
     fleet: Fleet,

@@ -16,7 +16,7 @@ use tunnel_net::clock::{Clock as _, FloorClock};
 use tunnel_proto::UnixTime;
 
 use crate::access::Switch;
-use crate::commands::{Commands, Programs};
+use crate::commands::{Allowed, Commands, Listed};
 use crate::config::Config;
 use crate::connect::connect;
 use crate::defaults::{EXPIRY_WARNING, SKEW_WARNING};
@@ -114,18 +114,31 @@ async fn check_targets(report: &mut Report, config: &Config) {
     }
 }
 
-/// Says what may be run, and that a program is not there.
+/// Says what may be run, that a program is not there, and which programs get arguments that the owner has not chosen.
 fn check_programs(report: &mut Report, title: &str, commands: &Commands) {
-    let Programs::Only(programs) = &commands.programs else {
-        return report.ok(title, "runs whatever program the server lets operators run");
+    const OPEN: &str =
+        "list commands with all their words, or trust whoever the server lets run them with the device's key";
+    let Allowed::Only(listed) = &commands.allowed else {
+        let what = "any program gets any arguments, and runs as the agent's user";
+        return report.warning(title, what, OPEN);
     };
-    let absent = programs.iter().filter(|program| !Path::new(program).is_file());
-    let absent: Vec<_> = absent.map(String::as_str).collect();
-    if absent.is_empty() {
-        return report.ok(title, format!("runs {} program(s)", programs.len()));
+    let absent = listed.iter().map(Listed::program);
+    let absent: Vec<_> = absent.filter(|program| !Path::new(program).is_file()).collect();
+    if !absent.is_empty() {
+        let what = format!("there is no `{}`", absent.join("`, `"));
+        report.warning(title, what, "install what is missing, or take it out of `allow`");
     }
-    let what = format!("there is no `{}`", absent.join("`, `"));
-    report.warning(title, what, "install what is missing, or take it out of `allow`");
+    let open = listed.iter().filter(|listed| listed.takes_any_more());
+    let open: Vec<_> = open.map(Listed::as_str).collect();
+    if !open.is_empty() {
+        let what = format!(
+            "gets any arguments, and runs as the agent's user: `{}`",
+            open.join("`, `")
+        );
+        report.warning(title, what, OPEN);
+    } else if absent.is_empty() {
+        report.ok(title, format!("runs {} command(s)", listed.len()));
+    }
 }
 
 fn check_host_keys(report: &mut Report, config: &Config) {

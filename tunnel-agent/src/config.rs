@@ -173,7 +173,7 @@ fn read_proxy(file: &Path) -> Result<ProxyChoice, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::{Commands, Programs};
+    use crate::commands::{Allowed, Commands};
     use crate::policy::Operators;
     use crate::target::Target;
 
@@ -411,16 +411,16 @@ host_key_files = [7]
         assert_eq!(commands(""), Commands::default(), "nothing may be run");
         assert_eq!(service("").unwrap().max_sessions, defaults::MAX_COMMAND_SESSIONS);
         assert_eq!(service("max_sessions = 20").unwrap().max_sessions, 20);
-        assert_eq!(commands("allow = [\"*\"]").programs, Programs::Any);
+        assert_eq!(commands("allow = [\"*\"]").allowed, Allowed::Any);
         let bounds =
-            commands("allow = [\"/bin/a\", \"/bin/b\"]\ntimeout_secs = 5\nmax_output_bytes = 100000");
+            commands("allow = [\"/bin/a -x\", \"/bin/b *\"]\ntimeout_secs = 5\nmax_output_bytes = 100000");
         assert_eq!((bounds.timeout.as_secs(), bounds.max_output), (5, 100_000));
-        assert!(matches!(bounds.programs, Programs::Only(programs) if programs.len() == 2));
+        assert!(matches!(bounds.allowed, Allowed::Only(listed) if listed.len() == 2));
         for (wrong, problem) in [
             ("allow = \"/bin/a\"", "a list"),
-            ("allow = [\"a\"]", "absolute paths"),
-            ("allow = [\"/bin/../bin/a\"]", "absolute paths"),
-            ("allow = [\"*\", \"/bin/a\"]", "absolute paths"),
+            ("allow = [\"a\"]", "absolute path"),
+            ("allow = [\"/bin/../bin/a\"]", "absolute path"),
+            ("allow = [\"*\", \"/bin/a\"]", "as `[\"/usr/bin/df -h\"]`"),
             ("timeout_secs = 0", "from 1"),
             ("max_output_bytes = 999999999", "to 16777216"),
             ("shell = true", "`allow`"),

@@ -218,7 +218,9 @@ fn check_names_what_is_broken_and_its_mend() {
     let text = format!(
         "state_dir = \"{}\"\n[services.web]\ntarget = \"tcp:{target}\"\n\
          [services.diag]\ntarget = \"exec:\"\nallow = [\"/bin/sh\"]\n\
-         [services.gone]\ntarget = \"exec:\"\nallow = [\"/nonexistent/x\"]\n",
+         [services.gone]\ntarget = \"exec:\"\nallow = [\"/nonexistent/x\"]\n\
+         [services.open]\ntarget = \"exec:\"\nallow = [\"/bin/sh -c\", \"/bin/sh *\"]\n\
+         [services.any]\ntarget = \"exec:\"\nallow = [\"*\"]\n",
         state.display()
     );
     let config = write_config(dir.path(), &text);
@@ -236,7 +238,10 @@ fn check_names_what_is_broken_and_its_mend() {
     };
     assert_eq!(status("service web").as_deref(), Some("ok"));
     assert_eq!(status("service diag").as_deref(), Some("ok"));
-    assert_eq!(status("service gone").as_deref(), Some("warning"));
+    for warned in ["service gone", "service open", "service any"] {
+        assert_eq!(status(warned).as_deref(), Some("warning"), "{warned}");
+    }
+    assert_eq!(output.out.matches("gets any arguments").count(), 2, "{output:?}");
     assert_eq!(
         status("certificate").as_deref(),
         Some("warning"),

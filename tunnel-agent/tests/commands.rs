@@ -16,11 +16,11 @@ use tunnel_proto::grant::Grant;
 use tunnel_proto::message::{EndTunnel, FromAgent, FromServer, OpenSession, SessionAnswer};
 
 /// What the device's owner lets operators run in most tests.
-const ALLOW: &str = "allow = [\"/bin/sh\", \"/bin/echo\", \"/bin/cat\"]";
+const ALLOW: &str = "allow = [\"/bin/sh *\", \"/bin/echo *\", \"/bin/cat *\"]";
 
 struct World {
     server: Server,
-    _device: Device,
+    device: Device,
     link: Link,
 }
 
@@ -31,11 +31,7 @@ impl World {
         let device = Device::start(&server, &services).await;
         let link = server.link().await;
         assert_eq!(link.hello.report.runs, ["diag".parse().unwrap()]);
-        Self {
-            server,
-            _device: device,
-            link,
-        }
+        Self { server, device, link }
     }
 
     /// Opens a tunnel, which is for one batch only if that is given.
@@ -223,6 +219,35 @@ async fn without_a_list_nothing_is_run() {
     let (tunnel, _) = world.tunnel(1, None).await;
     let refused = ask(&tunnel, &batch(&[&["/bin/echo"]])).await.0;
     assert_eq!(refused, Some(Code::LocalPolicy));
+}
+
+/// THREATS AGT-20: a program that is listed alone gets no arguments, with which it could write what stands for a person's yes.
+#[tokio::test]
+async fn agt_20_a_listed_program_gets_the_listed_words_and_no_file_of_the_agent() {
+    let mut world = World::new("allow = [\"/usr/bin/tee\", \"/usr/bin/touch -h\", \"/bin/echo *\"]").await;
+    let (tunnel, grant) = world.tunnel(1, None).await;
+    let yes = world
+        .device
+        .state
+        .path()
+        .join("site")
+        .join(format!("{}.allow", grant.tunnel));
+    let yes = yes.to_str().unwrap();
+    for attack in [
+        &["/usr/bin/tee", yes][..],
+        &["/usr/bin/touch", yes],
+        &["/usr/bin/touch", "-h", yes],
+        &["/usr/bin/tee", "--", yes],
+    ] {
+        let refused = ask(&tunnel, &batch(&[&["/bin/echo", "x"], attack])).await.0;
+        assert_eq!(refused, Some(Code::LocalPolicy), "{attack:?}");
+    }
+    let good = batch(&[&["/usr/bin/tee"], &["/bin/echo", yes]]);
+    let (refused, recv) = ask(&tunnel, &good).await;
+    assert_eq!(refused, None);
+    let said = read(recv).await;
+    assert!(said[0].end.is_good() && said[1].end.is_good(), "{said:?}");
+    assert!(!Path::new(yes).exists(), "nobody has said yes");
 }
 
 /// THREATS AGT-19: a command gets nothing of the agent: no variable, no descriptor, no input, and not its directory.

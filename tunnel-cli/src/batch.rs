@@ -1,33 +1,24 @@
 //! Batches of commands as people write them: a file with a command on each line, or one command behind `--`.
 //!
-//! Pure but for the reading of the file. Words are split as a shell splits them, and nothing is expanded; what a shell would
-//! do more with is refused instead of taken as it stands, since whoever wrote it meant something else.
+//! Pure but for the reading of the file.
 
 use std::io::Read as _;
 use std::path::Path;
 
 use tunnel_proto::Code;
 use tunnel_proto::batch::Batch;
+use tunnel_proto::batch::words::{WordsError, split};
 
 use crate::failure::Failure;
 
 /// Longest file that is read, in bytes: comments too have their room.
 const MAX_FILE: u64 = 256 * 1024;
 
-/// What a shell gives a meaning, outside of quotes.
-const SPECIAL: &str = "|&;<>()$`*?[]{}~!";
-
 /// Tells why a line is no command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum LineError {
-    #[error("a quote is not closed")]
-    Open,
-    #[error("it ends with a backslash")]
-    Backslash,
-    #[error(
-        "there is no shell that would read `{0}`; if it is meant as it stands, put it into single quotes"
-    )]
-    Special(char),
+    #[error(transparent)]
+    Words(#[from] WordsError),
     #[error("it is no JSON list of texts")]
     Json,
 }
@@ -63,7 +54,7 @@ pub fn of_words(words: Vec<String>) -> Result<Batch, Failure> {
     Batch::new(vec![words]).map_err(|error| {
         Failure::new(Code::BadRequest, "could not take the command")
             .why(error.to_string())
-            .next("write it behind `--`, its program by absolute path, as `-- /usr/bin/uptime -p`")
+            .next("write it behind `--`, its program by absolute path, as `-- /usr/bin/df -h`")
     })
 }
 
@@ -78,60 +69,11 @@ fn parse(text: &str) -> Result<Batch, String> {
         }
         let words = match line.starts_with('[') {
             true => serde_json::from_str(line).map_err(|_| LineError::Json),
-            false => split(line),
+            false => split(line).map_err(LineError::from),
         };
         commands.push(words.map_err(|error| format!("line {number}: {error}"))?);
     }
     Batch::new(commands).map_err(|error| error.to_string())
-}
-
-/// Splits a line into words: blanks part them; single quotes take all as it stands, double quotes all but a backslash before
-/// `"`, `\`, `$` and a backquote; a backslash takes the next character as it stands.
-fn split(line: &str) -> Result<Vec<String>, LineError> {
-    let (mut words, mut word) = (Vec::new(), None::<String>);
-    let mut chars = line.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            ' ' | '\t' => words.extend(word.take()),
-            // A word that begins so would begin a comment.
-            '#' if word.is_none() => return Err(LineError::Special(c)),
-            '\'' => single_quoted(&mut chars, word.get_or_insert_default())?,
-            '"' => double_quoted(&mut chars, word.get_or_insert_default())?,
-            '\\' => {
-                let taken = chars.next().ok_or(LineError::Backslash)?;
-                word.get_or_insert_default().push(taken);
-            }
-            c if SPECIAL.contains(c) => return Err(LineError::Special(c)),
-            c => word.get_or_insert_default().push(c),
-        }
-    }
-    words.extend(word);
-    Ok(words)
-}
-
-fn single_quoted(chars: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), LineError> {
-    for c in chars {
-        match c {
-            '\'' => return Ok(()),
-            c => word.push(c),
-        }
-    }
-    Err(LineError::Open)
-}
-
-fn double_quoted(chars: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), LineError> {
-    while let Some(c) = chars.next() {
-        match c {
-            '"' => return Ok(()),
-            '\\' => match chars.next().ok_or(LineError::Open)? {
-                taken @ ('"' | '\\' | '$' | '`') => word.push(taken),
-                other => word.extend(['\\', other]),
-            },
-            '$' | '`' => return Err(LineError::Special(c)),
-            c => word.push(c),
-        }
-    }
-    Err(LineError::Open)
 }
 
 /// Writes a command as a line of a file that reads back as the same: plain words as they are, all else as a JSON list.
@@ -150,10 +92,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn words(line: &str) -> Result<Vec<String>, LineError> {
-        split(line)
-    }
 
     #[test]
     fn a_file_has_a_command_on_each_line() {
@@ -183,36 +121,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_shell_would_do_more_with_is_refused() {
-        for (line, special) in [
-            ("/bin/ls | wc", '|'),
-            ("/bin/ls; reboot", ';'),
-            ("/bin/ls *", '*'),
-            ("/bin/echo $HOME", '$'),
-            ("/bin/echo \"$HOME\"", '$'),
-            ("/bin/echo `id`", '`'),
-            ("/bin/echo x >file", '>'),
-            ("/bin/ls ~", '~'),
-            ("/bin/ls # all", '#'),
-        ] {
-            assert_eq!(words(line), Err(LineError::Special(special)), "{line}");
-        }
-        assert_eq!(
-            words("/bin/a '|' \"*\" \\$x a#b").unwrap(),
-            ["/bin/a", "|", "*", "$x", "a#b"]
-        );
-        for (line, error) in [
-            ("/bin/a 'b", LineError::Open),
-            ("/bin/a \"b", LineError::Open),
-            ("/bin/a \\", LineError::Backslash),
-        ] {
-            assert_eq!(words(line), Err(error));
-        }
+    fn a_file_that_is_no_batch_is_refused_with_its_line() {
         for (text, why) in [
             ("/bin/a\nls", "command 2"),
             ("# nothing", "no command"),
             ("/bin/a\n[\"/bin/a\", 7]", "line 2"),
-            ("/bin/a\n/bin/b 'c", "line 2"),
+            ("/bin/a\n/bin/b 'c", "line 2: a quote"),
+            ("/bin/ls | wc", "line 1: there is no shell"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(why), "{text:?}: {error}");

@@ -3,6 +3,8 @@
 //!
 //! There is no shell in any of this: a command is a program and its arguments, word by word.
 
+pub mod words;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -43,7 +45,7 @@ pub enum BatchError {
     #[error("all commands together have more than {MAX_BYTES} bytes")]
     Bytes,
     /// One does not begin with an absolute path.
-    #[error("command {0} does not begin with a program's absolute path, as `/usr/bin/uptime`")]
+    #[error("command {0} does not begin with a program's absolute path, as `/usr/bin/df`")]
     Program(usize),
     /// One has a word that no program can get.
     #[error("command {0} has a zero byte")]

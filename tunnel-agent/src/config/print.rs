@@ -6,7 +6,7 @@ use std::path::Path;
 use tunnel_net::ProxyChoice;
 
 use super::{Config, Origin};
-use crate::commands::Programs;
+use crate::commands::Allowed;
 use crate::policy::Operators;
 use crate::target::Target;
 
@@ -60,11 +60,11 @@ pub fn print(config: &Config, file: &Path) -> String {
         out.line(&prefix, "max_sessions", &service.max_sessions.to_string());
         out.operators(&prefix, &service.operators);
         if let Target::Commands(commands) = &service.target {
-            let programs = match &commands.programs {
-                Programs::Any => "[\"*\"]".to_owned(),
-                Programs::Only(programs) => list(programs.iter().cloned()),
+            let allowed = match &commands.allowed {
+                Allowed::Any => "[\"*\"]".to_owned(),
+                Allowed::Only(listed) => list(listed.iter().map(|listed| listed.as_str().to_owned())),
             };
-            out.line(&prefix, "allow", &programs);
+            out.line(&prefix, "allow", &allowed);
             out.line(&prefix, "timeout_secs", &commands.timeout.as_secs().to_string());
             out.line(&prefix, "max_output_bytes", &commands.max_output.to_string());
         }
@@ -134,8 +134,14 @@ fn list(items: impl Iterator<Item = String>) -> String {
     format!("[{}]", items.join(", "))
 }
 
+/// Writes a text as TOML does, and what is not ASCII by its number.
 fn quote(text: &str) -> String {
-    format!("\"{}\"", text.escape_default())
+    let escaped = text.chars().map(|c| match c {
+        '"' | '\\' => format!("\\{c}"),
+        ' '..='~' => c.to_string(),
+        c => format!("\\U{:08X}", u32::from(c)),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
 }
 
 #[cfg(test)]
@@ -144,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_gives_the_same_settings() {
-        let text = "state_dir = \"/srv/agent\"\nconsent_timeout_secs = 9\nmax_server_silence_secs = 30\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\nconsent = \"ask\"\n[services.diag]\ntarget = \"exec:\"\nallow = [\"/bin/ls\"]\ntimeout_secs = 7\n[maintenance]\nwindows = [\"sat,sun 22:00-02:00\"]\n[facts]\nsite = \"north\"\n\"disk.encrypted\" = true\n";
+        let text = "state_dir = \"/srv/agent\"\nconsent_timeout_secs = 9\nmax_server_silence_secs = 30\nproxy = \"http://a:1\"\n[services.ssh]\ntarget = \"tcp:127.0.0.1:22\"\nallow_operators = [\"ana\"]\nconsent = \"ask\"\n[services.diag]\ntarget = \"exec:\"\nallow = [\"/bin/ls -l 'a \\\\ \\t\\u007fé'\", \"/bin/df *\"]\ntimeout_secs = 7\n[maintenance]\nwindows = [\"sat,sun 22:00-02:00\"]\n[facts]\nsite = \"north\"\n\"disk.encrypted\" = true\n";
         let config = Config::parse(text).unwrap();
         let printed = print(&config, Path::new("agent.toml"));
         assert!(

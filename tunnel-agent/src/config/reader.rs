@@ -15,7 +15,7 @@ use tunnel_proto::lock::Lock;
 use tunnel_proto::names::{FactName, FactValue};
 
 use super::{Config, ConfigError, ConfigErrors, Origin};
-use crate::commands::{Commands, Programs};
+use crate::commands::{Allowed, Commands, Listed};
 use crate::defaults;
 use crate::policy::{Operators, Service};
 use crate::target::Target;
@@ -267,7 +267,7 @@ impl Reader<'_> {
                 "max_sessions" => self.set(&path, value, &mut max_sessions, Self::count),
                 "locked" => self.set(&path, value, &mut locked, Self::switch),
                 "consent" => self.set(&path, value, &mut asks, Self::consent),
-                "allow" => self.set(&path, value, &mut commands.programs, Self::programs),
+                "allow" => self.set(&path, value, &mut commands.allowed, Self::allowed),
                 "timeout_secs" => self.set(&path, value, &mut commands.timeout, Self::timeout),
                 "max_output_bytes" => self.set(&path, value, &mut commands.max_output, Self::output),
                 _ => self.unknown(key.span(), &path, SERVICE_KEYS),
@@ -309,22 +309,19 @@ impl Reader<'_> {
         }
     }
 
-    fn programs(&mut self, value: &Value<'_>) -> Result<Programs, String> {
-        let programs: BTreeSet<_> = texts(value)?
-            .map(|text| text.map(str::to_owned))
-            .collect::<Result<_, _>>()?;
-        if programs.len() == 1 && programs.contains("*") {
-            return Ok(Programs::Any);
+    fn allowed(&mut self, value: &Value<'_>) -> Result<Allowed, String> {
+        let lines: Vec<_> = texts(value)?.collect::<Result<_, _>>()?;
+        if lines == ["*"] {
+            return Ok(Allowed::Any);
         }
-        let plain = |path: &String| {
-            path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|part| part == "..")
-        };
-        match programs.iter().find(|path| !plain(path)) {
-            None => Ok(Programs::Only(programs)),
-            Some(_) => Err(
-                "must hold absolute paths of programs, as `[\"/usr/bin/uptime\"]`, or be `[\"*\"]`".into(),
-            ),
-        }
+        let listed = lines.into_iter().map(|line| {
+            line.parse::<Listed>().map_err(|error| {
+                format!(
+                    "has `{line}`, and {error}; it must hold commands with their words, as `[\"/usr/bin/df -h\"]`, or be `[\"*\"]`"
+                )
+            })
+        });
+        listed.collect::<Result<_, _>>().map(Allowed::Only)
     }
 
     fn timeout(&mut self, value: &Value<'_>) -> Result<Duration, String> {
