@@ -40,12 +40,16 @@ struct World {
 
 impl World {
     fn new(devices: &[&str]) -> Self {
+        Self::allowing(ALLOW, devices)
+    }
+
+    fn allowing(settings: &str, devices: &[&str]) -> Self {
         let fleet = Fleet::on_loopback();
         let echo = Service::echo(fleet.devices_place());
         let agents = devices
             .iter()
             .map(|device| {
-                let builder = fleet.device(device).service_with("diag", "exec:", ALLOW);
+                let builder = fleet.device(device).service_with("diag", "exec:", settings);
                 fleet.link(builder.service("echo", &echo.target()))
             })
             .collect();
@@ -232,13 +236,14 @@ fn a_client_that_has_the_tunnel_and_runs_something_else_is_refused_by_the_device
 
 #[test]
 fn what_runs_ends_when_the_approval_is_taken_back() {
-    let world = World::new(&["pump-17"]);
-    let file = world.file("wait", "/bin/sh -c 'sleep 600 & echo $!; wait'\n");
+    // Its own time would not end it: that is longer than the test waits.
+    let world = World::allowing("allow = [\"/bin/sh *\"]\ntimeout_secs = 3600", &["pump-17"]);
+    let file = world.file("wait", "/bin/sh -c 'sleep 6137 & echo $!; wait'\n");
     let approval = world.approved("pump-17", &file);
     let mut run = world.ana.cli(&["--json", "run", "pump-17", "--commands", &file]);
     let mut run = Process::start("run", &mut run, world.fleet.directory());
     let sleeps = || {
-        let sleeps = |(pid, words): (u32, Vec<String>)| (words == ["sleep", "600"]).then_some(pid);
+        let sleeps = |(pid, words): (u32, Vec<String>)| (words == ["sleep", "6137"]).then_some(pid);
         tunnel_e2e::process::all()
             .into_iter()
             .filter_map(sleeps)
