@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, VarInt};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tunnel_certs::Peer;
 use tunnel_proto::api::LinkState;
@@ -52,6 +52,8 @@ pub(crate) struct Link {
     kept: watch::Sender<bool>,
     /// Which ends of sessions it need not tell again.
     receipts: Receipts,
+    /// The agent is heard from another address.
+    moved: Notify,
     state: Mutex<State>,
 }
 
@@ -229,6 +231,13 @@ impl Links {
     /// Takes a link in and returns the older one of the same device, which it replaces.
     fn insert(&self, link: &Arc<Link>) -> Option<Arc<Link>> {
         self.by_device().insert(link.device.clone(), link.clone())
+    }
+
+    /// Says whether a link is the device's, and no newer one has taken its place.
+    fn is_current(&self, link: &Arc<Link>) -> bool {
+        self.by_device()
+            .get(&link.device)
+            .is_some_and(|current| Arc::ptr_eq(current, link))
     }
 
     /// Takes a link out; says whether it was still the device's.

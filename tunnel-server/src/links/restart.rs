@@ -19,21 +19,29 @@ const TIMES: usize = 3;
 /// How long one that was told has to come before it is told again.
 const PAUSE: Duration = Duration::from_secs(3);
 
-/// Tells the devices that had a link when the server ended, until they are back or were told often enough.
+/// Tells the devices that had a link when the server ended, until they are back, or were told often enough, or the server
+/// stops.
 pub(crate) async fn tell(control: Arc<Control>, linked: Vec<(DeviceId, SocketAddr)>) {
+    tokio::select! {
+        () = tell_all(&control, linked) => {}
+        () = control.stopping() => {}
+    }
+}
+
+async fn tell_all(control: &Control, mut away: Vec<(DeviceId, SocketAddr)>) {
     let mut pace = tokio::time::interval(Duration::from_secs(1) / control.returns_per_sec.max(1));
-    pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for _ in 0..TIMES {
-        for (device, from) in &linked {
-            if control.links.get(device).is_some() {
-                continue;
+        for (device, from) in &away {
+            if control.links.get(device).is_none() {
+                pace.tick().await;
+                control.relay.tell_restarted(*from);
             }
-            pace.tick().await;
-            if control.is_stopping() {
-                return;
-            }
-            control.relay.tell_restarted(*from);
+        }
+        if away.is_empty() {
+            return;
         }
         tokio::time::sleep(PAUSE).await;
+        away.retain(|(device, _)| control.links.get(device).is_none());
     }
 }

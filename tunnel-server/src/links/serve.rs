@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 use tunnel_net::stream::{MessageError, read_message, write_message};
@@ -72,6 +72,7 @@ pub(super) async fn serve(control: Arc<Control>, connection: Connection, handsha
         outbox,
         kept: watch::Sender::new(false),
         receipts: Receipts::default(),
+        moved: Notify::new(),
         state: Mutex::new(State {
             presence,
             report,
@@ -157,7 +158,7 @@ async fn attend(
 
     let why = read(control, link, streams.recv, lane).await;
     link.connection.close(quinn::VarInt::from_u32(0), b"");
-    let was_last = control.links.remove(link);
+    control.links.remove(link);
     link.abandon_offers();
     writer.abort();
     // The lane's sender is gone, so the worker ends when it has done what waits.
@@ -171,9 +172,6 @@ async fn attend(
             linked_secs,
         };
         control.note_by(&link.peer.identity, event).await;
-    }
-    if was_last {
-        work::forget_place(control, link).await;
     }
 }
 
@@ -214,7 +212,7 @@ async fn write(
 /// Reads what the agent says until the link ends, and returns why it did.
 async fn read(
     control: &Arc<Control>,
-    link: &Arc<Link>,
+    link: &Link,
     mut recv: RecvStream,
     lane: mpsc::Sender<FromAgent>,
 ) -> &'static str {
@@ -244,7 +242,7 @@ async fn read(
     }
 }
 
-fn answer_ping(control: &Arc<Control>, link: &Arc<Link>, ping: &Ping) {
+fn answer_ping(control: &Control, link: &Link, ping: &Ping) {
     let proof = u32::from_be_bytes(control.random()).into();
     let (_, seen_as) = control.relay.peer_of(link.connection.remote_address());
     let mut state = link.state();
@@ -261,10 +259,7 @@ fn answer_ping(control: &Arc<Control>, link: &Arc<Link>, ping: &Ping) {
     let news = told != Some(seen_as);
     drop(state);
     if news && told.is_some() {
-        let (control, link) = (control.clone(), link.clone());
-        control
-            .clone()
-            .spawn(async move { work::note_place(&control, &link).await });
+        link.moved.notify_one();
     }
     let pong = Pong {
         seq: ping.seq,

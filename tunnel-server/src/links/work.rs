@@ -18,6 +18,7 @@ use super::{Link, report};
 use crate::audit::Event;
 use crate::control::Control;
 use crate::control::sessions::Told;
+use crate::store::StoreError;
 use crate::store::outages::cleaned;
 use crate::tunnels::reconsider::Touched;
 
@@ -30,14 +31,14 @@ const TO_SAY_WHY: Duration = Duration::from_secs(5);
 /// How often a device's report is taken in: each one that says something new has its tunnels weighed anew.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// When reports are taken in: the newest, and not more often than once in [`REPORT_EVERY`]. Pure.
+/// When what a device says of itself is taken in: the newest, and not more often than once in [`REPORT_EVERY`]. Pure.
 #[derive(Debug)]
-struct Reports {
+struct Paced {
     waits: bool,
     free: Instant,
 }
 
-impl Reports {
+impl Paced {
     const fn new(now: Instant) -> Self {
         Self {
             waits: false,
@@ -45,12 +46,12 @@ impl Reports {
         }
     }
 
-    /// There is a report that was not taken in.
-    const fn handle_report(&mut self) {
+    /// There is something that was not taken in.
+    const fn handle_news(&mut self) {
         self.waits = true;
     }
 
-    /// Returns when to take the newest report in.
+    /// Returns when to take the newest in.
     fn due(&self) -> Option<Instant> {
         self.waits.then_some(self.free)
     }
@@ -64,6 +65,13 @@ impl Reports {
     }
 }
 
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Does one agent's work until its link has ended and nothing waits any more.
 pub(super) async fn work(
     control: Arc<Control>,
@@ -71,17 +79,27 @@ pub(super) async fn work(
     mut waiting: mpsc::Receiver<FromAgent>,
     replaced: bool,
 ) {
+    let mut place = None;
+    keep_place(&control, &link, &mut place).await;
     note_linked(&control, &link, replaced).await;
     let mut at_once = JoinSet::new();
     let mut renewals = Renewals::default();
-    let mut reports = Reports::new(Instant::now());
+    let (mut reports, mut moves) = (Paced::new(Instant::now()), Paced::new(Instant::now()));
     loop {
-        let due = reports.due();
         let message = tokio::select! {
             message = waiting.recv() => message,
-            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+            () = until(reports.due()) => {
                 reports.handle_taken(Instant::now());
                 seen(&control, &link).await;
+                continue;
+            }
+            () = until(moves.due()) => {
+                moves.handle_taken(Instant::now());
+                keep_place(&control, &link, &mut place).await;
+                continue;
+            }
+            () = link.moved.notified() => {
+                moves.handle_news();
                 continue;
             }
         };
@@ -102,7 +120,7 @@ pub(super) async fn work(
             FromAgent::Renew(request) => renewals.answer(&control, &link, &request).await,
             FromAgent::Report(report) => {
                 link.state().report = report::cleaned(report);
-                reports.handle_report();
+                reports.handle_news();
             }
             FromAgent::Outages(told) => keep_outages(&control, &link, told).await,
             // What the reader answers itself, and kinds of a newer release.
@@ -111,6 +129,7 @@ pub(super) async fn work(
     }
     // A report that waits still is passed over: the next link begins with a newer one, which may be in the store by now.
     while at_once.join_next().await.is_some() {}
+    forget_place(&control, &link, place).await;
 }
 
 /// Records that the link is up and what the device says of itself.
@@ -118,7 +137,6 @@ async fn note_linked(control: &Arc<Control>, link: &Link, replaced: bool) {
     seen(control, link).await;
     link.kept.send_replace(true);
     let (_, source) = control.relay.peer_of(link.connection.remote_address());
-    note_place(control, link).await;
     let event = Event::DeviceLinked {
         device: link.device.clone(),
         carrier: link.carrier(control).as_str().to_owned(),
@@ -130,18 +148,29 @@ async fn note_linked(control: &Arc<Control>, link: &Link, replaced: bool) {
 }
 
 /// Keeps where the link is, so that the device can be told of a crash. Without that it finds out by itself, only later.
-pub(super) async fn note_place(control: &Control, link: &Link) {
+async fn keep_place(control: &Control, link: &Arc<Link>, kept: &mut Option<SocketAddr>) {
     let (carrier, source) = control.relay.peer_of(link.connection.remote_address());
-    keep_place(control, link, (carrier == Carrier::Udp).then_some(source)).await;
+    let place = (carrier == Carrier::Udp).then_some(source);
+    // A link that was replaced says nothing more.
+    if place == *kept || !control.links.is_current(link) {
+        return;
+    }
+    match place {
+        Some(place) => tell_failed(link, control.store.device_linked(&link.device, place).await),
+        None => forget_place(control, link, *kept).await,
+    }
+    *kept = place;
 }
 
-/// Forgets where a link was that has ended.
-pub(super) async fn forget_place(control: &Control, link: &Link) {
-    keep_place(control, link, None).await;
+/// Forgets where a link was, unless a newer one has written where it is.
+async fn forget_place(control: &Control, link: &Link, kept: Option<SocketAddr>) {
+    if let Some(place) = kept {
+        tell_failed(link, control.store.device_left(&link.device, place).await);
+    }
 }
 
-async fn keep_place(control: &Control, link: &Link, from: Option<SocketAddr>) {
-    if let Err(error) = control.store.device_linked_from(&link.device, from).await {
+fn tell_failed(link: &Link, kept: Result<(), StoreError>) {
+    if let Err(error) = kept {
         tracing::warn!(device = %link.device, %error, "where a link is could not be kept");
     }
 }
@@ -255,14 +284,14 @@ mod tests {
     #[test]
     fn the_first_report_is_taken_in_at_once_and_of_many_the_newest_a_second_later() {
         let start = Instant::now();
-        let mut reports = Reports::new(start);
+        let mut reports = Paced::new(start);
         assert_eq!(reports.due(), None);
-        reports.handle_report();
+        reports.handle_news();
         assert_eq!(reports.due(), Some(start));
         reports.handle_taken(start);
         assert_eq!(reports.due(), None);
         for _ in 0..1000 {
-            reports.handle_report();
+            reports.handle_news();
         }
         assert_eq!(reports.due(), Some(start + REPORT_EVERY));
         reports.handle_taken(start + REPORT_EVERY);

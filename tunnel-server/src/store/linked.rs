@@ -9,21 +9,36 @@ use super::rows::name;
 use super::{Store, StoreError};
 
 impl Store {
-    /// Keeps where a device's link over UDP is; `None` if it has none.
+    /// Keeps where a device's link over UDP is.
     ///
     /// # Errors
     /// Returns an error if it is not on the disk.
-    pub async fn device_linked_from(
-        &self,
-        id: &DeviceId,
-        from: Option<SocketAddr>,
-    ) -> Result<(), StoreError> {
-        let (id, from) = (id.clone(), from.map(|from| from.to_string()));
+    pub async fn device_linked(&self, id: &DeviceId, from: SocketAddr) -> Result<(), StoreError> {
+        let (id, from) = (id.clone(), from.to_string());
         self.write(move |w| {
             Box::pin(async move {
-                sqlx::query("UPDATE devices SET linked_from = ?1 WHERE id = ?2 AND linked_from IS NOT ?1")
+                sqlx::query("UPDATE devices SET linked_from = ? WHERE id = ?")
                     .bind(from)
                     .bind(id.as_str())
+                    .execute(&mut w.connection)
+                    .await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Forgets where a device's link over UDP was, unless a newer link is elsewhere.
+    ///
+    /// # Errors
+    /// Returns an error if it is not on the disk.
+    pub async fn device_left(&self, id: &DeviceId, from: SocketAddr) -> Result<(), StoreError> {
+        let (id, from) = (id.clone(), from.to_string());
+        self.write(move |w| {
+            Box::pin(async move {
+                sqlx::query("UPDATE devices SET linked_from = NULL WHERE id = ? AND linked_from = ?")
+                    .bind(id.as_str())
+                    .bind(from)
                     .execute(&mut w.connection)
                     .await?;
                 Ok(())

@@ -133,14 +133,19 @@ impl Control {
     /// Cuts those that are not allowed: the relay stops each at once when that is found. The whole decision about one takes
     /// as long as a quick look at many, so that those which the look finds do not wait for it.
     fn cut_forbidden(&self, known: &Known, live: &[Arc<Live>]) -> Vec<Cut> {
-        let (quickly, others): (Vec<_>, Vec<_>) = live
-            .iter()
-            .partition(|live| self.is_denied_at_once(known, &live.facts));
-        let cut =
-            |live: Vec<&Arc<Live>>| self.cut_all(live.iter().map(|live| live.facts.id), Code::PolicyChanged);
-        let mut cuts = cut(quickly);
-        let allowed = |live: &&Arc<Live>| self.is_still_allowed(known, &live.facts);
-        cuts.extend(cut(others.into_iter().filter(|live| !allowed(live)).collect()));
+        let mut others = Vec::new();
+        let quickly = live.iter().filter(|live| {
+            let denied = self.is_denied_at_once(known, &live.facts);
+            if !denied {
+                others.push(*live);
+            }
+            denied
+        });
+        let mut cuts = self.cut_all(quickly.map(|live| live.facts.id), Code::PolicyChanged);
+        let forbidden = others
+            .into_iter()
+            .filter(|live| !self.is_still_allowed(known, &live.facts));
+        cuts.extend(self.cut_all(forbidden.map(|live| live.facts.id), Code::PolicyChanged));
         cuts
     }
 

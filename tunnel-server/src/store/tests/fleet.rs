@@ -281,3 +281,19 @@ async fn outages_of_other_devices_do_not_count() {
     assert_eq!(of(&["pump", "secret"]).await, ["secret", "secret"]);
     assert!(of(&[]).await.is_empty());
 }
+
+/// A link that ends late takes nothing away from the one that has followed it.
+#[tokio::test]
+async fn where_a_link_is_is_forgotten_by_that_link_alone() {
+    let fixture = Fixture::new().await;
+    fixture.enrolled_device("pump-17").await;
+    let pump = "pump-17".parse().unwrap();
+    let [old, new] = ["192.0.2.1:7", "192.0.2.1:8"].map(|at| at.parse().unwrap());
+    assert_eq!(fixture.linked_devices().await.unwrap(), []);
+    fixture.device_linked(&pump, old).await.unwrap();
+    fixture.device_linked(&pump, new).await.unwrap();
+    fixture.device_left(&pump, old).await.unwrap();
+    assert_eq!(fixture.linked_devices().await.unwrap(), [(pump.clone(), new)]);
+    fixture.device_left(&pump, new).await.unwrap();
+    assert_eq!(fixture.linked_devices().await.unwrap(), []);
+}
