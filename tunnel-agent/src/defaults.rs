@@ -79,6 +79,8 @@ pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
 pub const WAITING: Bounds = Bounds {
     count: 1024,
     bytes: 256 * 1024,
+    // A third of what a server takes from one device before it has done any of it.
+    unconfirmed: 128,
 };
 
 /// Messages between the parts of the agent that may wait: enough for a burst of ends, and the sender waits beyond.

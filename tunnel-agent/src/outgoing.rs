@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use tunnel_proto::TunnelId;
 use tunnel_proto::frame;
-use tunnel_proto::message::{EndsDropped, FromAgent, SessionKey};
+use tunnel_proto::message::{EndsDropped, FromAgent, SessionEnded, SessionKey};
 
 /// Messages that wait for the link, and ends of sessions until the server has said that it has them.
 ///
@@ -32,6 +33,9 @@ pub struct Bounds {
     pub count: usize,
     /// Bytes, as they travel.
     pub bytes: usize,
+    /// Ends of sessions that were told and are not confirmed. The next ones wait for their answers: a server whose disk hangs
+    /// must not be told so much that the questions of the link wait behind it.
+    pub unconfirmed: usize,
 }
 
 #[derive(Debug)]
@@ -109,15 +113,15 @@ impl Outgoing {
         self.confirms = confirms;
     }
 
-    /// Takes the oldest message, to tell it on the link. An end of a session that the server will confirm is kept.
+    /// Takes the oldest message that may be told now, to tell it on the link. An end of a session that the server will confirm
+    /// is kept.
     pub fn pop(&mut self) -> Option<FromAgent> {
-        let mut next = self.waiting.pop_front()?;
+        let mut next = self.waiting.remove(self.next()?)?;
         let FromAgent::SessionEnded(ended) = &next.message else {
             self.bytes -= next.bytes;
             return Some(next.message);
         };
-        let is_kept = self.confirms && ended.key().is_some();
-        if is_kept {
+        if self.is_confirmed(ended) {
             self.say_dropped(&mut next);
             next.was_told = true;
             let message = next.message.clone();
@@ -126,6 +130,26 @@ impl Outgoing {
         }
         self.bytes -= next.bytes;
         Some(next.message)
+    }
+
+    /// Returns the place of the oldest message that may be told now. While enough ends of sessions are unconfirmed, what else
+    /// waits goes past those, but the end of a tunnel not past its sessions.
+    fn next(&self) -> Option<usize> {
+        let is_full = self.told.len() >= self.bounds.unconfirmed;
+        let mut held: BTreeSet<TunnelId> = BTreeSet::new();
+        self.waiting.iter().position(|waiting| match &waiting.message {
+            FromAgent::SessionEnded(ended) if is_full && self.is_confirmed(ended) => {
+                held.insert(ended.tunnel);
+                false
+            }
+            FromAgent::TunnelEnded(ended) => !held.contains(&ended.tunnel),
+            _ => true,
+        })
+    }
+
+    /// Says whether the server of this link will confirm an end of a session.
+    fn is_confirmed(&self, ended: &SessionEnded) -> bool {
+        self.confirms && ended.key().is_some()
     }
 
     /// Takes the oldest message for good, to hand it to another process of this device.
@@ -183,9 +207,9 @@ impl Outgoing {
         self.bytes = self.waiting.iter().map(|waiting| waiting.bytes).sum();
     }
 
-    /// Says whether nothing waits to be told.
+    /// Says whether nothing can be told now: nothing waits, or what waits does so for answers of the server.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.next().is_none()
     }
 
     /// Says whether the server has yet to confirm something that it was told.

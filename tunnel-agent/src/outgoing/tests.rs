@@ -6,8 +6,16 @@ use super::*;
 
 /// A queue with room for so many messages.
 fn queue(count: usize) -> Outgoing {
-    let bytes = usize::MAX;
-    Outgoing::new(Bounds { count, bytes })
+    window(count, usize::MAX)
+}
+
+/// One that tells so many ends before the first is confirmed.
+fn window(count: usize, unconfirmed: usize) -> Outgoing {
+    Outgoing::new(Bounds {
+        count,
+        bytes: usize::MAX,
+        unconfirmed,
+    })
 }
 
 fn tunnel(number: u8) -> FromAgent {
@@ -119,6 +127,45 @@ fn what_is_not_confirmed_can_be_told_again_on_the_same_link() {
     assert_eq!(all(&mut queue), [session(1), session(2)]);
 }
 
+/// A server whose disk hangs is told some, and all else.
+#[test]
+fn only_some_are_told_before_they_are_confirmed_and_nothing_else_waits_for_them() {
+    let mut queue = window(10, 2);
+    queue.link_up(true);
+    (1..=4).for_each(|number| queue.push(session(number)));
+    // Of the same tunnel, and of another.
+    queue.push(tunnel(1));
+    queue.push(tunnel(2));
+    queue.push(FromAgent::Renew(Vec::new()));
+    let told = all(&mut queue);
+    assert_eq!(
+        told,
+        [session(1), session(2), tunnel(2), FromAgent::Renew(Vec::new())]
+    );
+    assert!(queue.is_empty() && queue.is_unconfirmed());
+    queue.handle_kept(&[key(2)]);
+    assert_eq!(all(&mut queue), [session(3)]);
+    queue.handle_kept(&[key(1), key(3)]);
+    assert_eq!(all(&mut queue), [session(4), tunnel(1)]);
+    // Again, and on another link, no more at once than at first.
+    (5..=6).for_each(|number| queue.push(session(number)));
+    queue.tell_again();
+    assert_eq!(all(&mut queue), [session(4), session(5)]);
+    queue.link_lost();
+    queue.link_up(true);
+    assert_eq!(all(&mut queue), [session(4), session(5)]);
+    queue.handle_kept(&[key(4), key(5)]);
+    assert_eq!(all(&mut queue), [session(6)]);
+    // One that confirms nothing gets all.
+    queue.link_lost();
+    queue.link_up(false);
+    (7..=9).for_each(|number| queue.push(session(number)));
+    assert_eq!(all(&mut queue), [session(6), session(7), session(8), session(9)]);
+    queue.link_lost();
+    queue.link_up(false);
+    assert_eq!(all(&mut queue), [], "once");
+}
+
 /// A server of before would take what it is told twice for two sessions.
 #[test]
 fn nothing_is_told_twice_to_a_server_that_does_not_confirm_nor_what_nobody_can_confirm() {
@@ -213,6 +260,7 @@ fn names_of_any_length_take_no_more_bytes_than_there_may_be() {
     let mut queue = Outgoing::new(Bounds {
         count: 100,
         bytes: 1000,
+        unconfirmed: usize::MAX,
     });
     for number in 0..100 {
         let service = "ß".repeat(64);
@@ -254,7 +302,7 @@ proptest! {
     /// Each end of a session is confirmed, waits, or is counted as dropped; the bounds hold at each step.
     #[test]
     fn every_end_is_confirmed_or_kept_or_counted(steps in prop::collection::vec(step(), 0..200)) {
-        let mut queue = queue(5);
+        let mut queue = window(5, 2);
         let (mut next, mut confirmed) = (0, BTreeSet::new());
         for step in steps {
             match step {
@@ -281,10 +329,18 @@ proptest! {
                 Step::Again => queue.tell_again(),
             }
             let all: Vec<_> = queue.told.iter().chain(&queue.waiting).collect();
-            prop_assert!(all.len() <= 5);
+            prop_assert!(all.len() <= 5 && queue.told.len() <= 2);
             prop_assert_eq!(queue.bytes, all.iter().map(|waiting| waiting.bytes).sum::<usize>());
             let Dropped { refusals, others } = queue.dropped;
             prop_assert_eq!(all.len() as u64 + confirmed.len() as u64 + refusals + others, next);
         }
+        // A server that answers hears of all in the end.
+        queue.link_up(true);
+        loop {
+            all(&mut queue);
+            let Some(oldest) = queue.told.front() else { break };
+            queue.handle_kept(&[oldest.key().unwrap()]);
+        }
+        prop_assert!(queue.waiting.is_empty());
     }
 }
