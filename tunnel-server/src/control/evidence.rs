@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use tunnel_proto::Code;
-use tunnel_proto::message::FromServer;
+use tunnel_proto::message::{FromServer, SessionKey};
+use tunnel_proto::{Code, DeviceId};
 
 use self::waiting::{Most, Waiting};
 use super::Control;
@@ -52,8 +52,9 @@ pub(crate) struct Evidence {
     /// Whether live tunnels end if records cannot be written for long.
     pub(crate) strict: bool,
     paused: AtomicBool,
-    waiting: Mutex<Waiting<SessionRecord>>,
-    told: Mutex<Waiting<Told>>,
+    waiting: Mutex<Waiting<SessionKey, SessionRecord>>,
+    /// By the device that told, too: whether it is its to tell is not known yet.
+    told: Mutex<Waiting<(DeviceId, SessionKey), Told>>,
     lost: AtomicU64,
     gathered: Mutex<Gathered>,
 }
@@ -76,20 +77,21 @@ impl Evidence {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// Keeps a session whose end could not be recorded. One for which there is no room is lost, unless its device tells it
-    /// again.
+    /// Keeps a session whose end could not be recorded, unless it waits already. One for which there is no room is lost, unless
+    /// its device tells it again.
     pub(crate) fn keep(&self, session: SessionRecord) {
-        let (is_told_again, bytes) = (session.key().is_some(), session.bytes());
-        if !self.waiting().push(session, bytes) && !is_told_again {
+        let (key, bytes) = (session.key(), session.bytes());
+        if !self.waiting().push(key, session, bytes) && key.is_none() {
             self.lose();
         }
     }
 
-    /// Keeps what a device told of a session of which the store could not say whose it was.
+    /// Keeps what a device told of a session of which the store could not say whose it was, unless it waits already.
     pub(crate) fn keep_told(&self, session: Told) {
-        let is_told_again = session.session.key().is_some();
+        let key = session.key();
+        let is_told_again = key.is_some();
         let bytes = TOLD_BYTES + session.session.service.len();
-        if !self.told().push(session, bytes) && !is_told_again {
+        if !self.told().push(key, session, bytes) && !is_told_again {
             self.lose();
         }
     }
@@ -104,7 +106,16 @@ impl Evidence {
         !self.waiting().is_empty() || !self.told().is_empty()
     }
 
-    fn told(&self) -> MutexGuard<'_, Waiting<Told>> {
+    /// Takes what a device told longest ago of a session of which it is not known whose it was.
+    fn next_told(&self) -> Option<Told> {
+        let mut waiting = self.told();
+        let (_, told) = waiting.take(1).pop()?;
+        // If the store cannot say it this time either, it is kept again.
+        waiting.forget(told.key());
+        Some(told)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Waiting<(DeviceId, SessionKey), Told>> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -118,7 +129,15 @@ impl Evidence {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting<SessionRecord>> {
+    /// These are recorded.
+    fn handle_recorded(&self, sessions: &[(usize, SessionRecord)]) {
+        let mut waiting = self.waiting();
+        for (_, session) in sessions {
+            waiting.forget(session.key());
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting<SessionKey, SessionRecord>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -207,7 +226,7 @@ impl Watch {
 
 impl Control {
     /// Lets nothing new open, and in strict mode nothing go on for long. Waits for nothing.
-    fn pause(self: &Arc<Self>, failing: Duration) {
+    pub(super) fn pause(self: &Arc<Self>, failing: Duration) {
         if !self.evidence.paused.swap(true, Ordering::SeqCst) {
             tracing::error!("records cannot be written: no new session opens");
             self.tell_recording(false);
@@ -232,9 +251,7 @@ impl Control {
 
     /// Records what has waited, and lets sessions open again. What fails again waits on.
     pub(super) async fn resume(self: &Arc<Self>, failing: Duration) {
-        loop {
-            let told = self.evidence.told().take(1).pop();
-            let Some((_, told)) = told else { break };
+        while let Some(told) = self.evidence.next_told() {
             if !self.session_told(told).await {
                 return;
             }
@@ -252,6 +269,7 @@ impl Control {
                 return;
             }
             waited += sessions.len() as u64;
+            self.evidence.handle_recorded(&sessions);
             for (_, session) in &sessions {
                 if let Some(device) = &session.of.device {
                     self.confirm(device, session.key());

@@ -24,6 +24,24 @@ pub(crate) struct Told {
     pub(crate) traffic: Option<Traffic>,
 }
 
+impl Told {
+    /// By what it is told apart from all others, whosever the session was.
+    pub(super) fn key(&self) -> Option<(DeviceId, SessionKey)> {
+        Some((self.device.clone(), self.session.key()?))
+    }
+}
+
+/// What has become of a session that a device told of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Taken {
+    /// It is recorded or counted.
+    Done,
+    /// It waits to be recorded.
+    Waits,
+    /// The store could not be read.
+    Unread,
+}
+
 /// Says whether a device may tell of a tunnel's sessions: it has the tunnel, or has just had it. Pure.
 fn may_tell(tunnel: &TunnelRecord, device: &DeviceId, now: UnixTime) -> bool {
     let ended = tunnel.ended.as_ref();
@@ -44,8 +62,13 @@ impl Control {
         let (device, key) = (told.device.clone(), told.session.key());
         match self.store.tunnel(told.session.tunnel).await {
             Ok(Some(tunnel)) if may_tell(&tunnel, &told.device, self.now()) => {
-                if !self.take_session(told, tunnel).await {
-                    return true;
+                match self.take_session(&told, tunnel).await {
+                    Taken::Done => {}
+                    Taken::Waits => return true,
+                    Taken::Unread => {
+                        self.evidence.keep_told(told);
+                        return false;
+                    }
                 }
             }
             Ok(_) => self.gather(&format!("device/{}", told.device), "", "session.unknown"),
@@ -71,19 +94,20 @@ impl Control {
         }
     }
 
-    /// Records a session, and says whether that is done; if not, it waits to be. Of an operator who is refused very often the
-    /// refusals are counted only (THREATS AUD-05).
-    async fn take_session(&self, told: Told, tunnel: TunnelRecord) -> bool {
-        let session = told.session;
+    /// Records a session. While nothing can be recorded it waits at once: one that tried would have its device's other messages
+    /// wait for a disk that hangs. Of an operator who is refused very often the refusals are counted only (THREATS AUD-05).
+    async fn take_session(&self, told: &Told, tunnel: TunnelRecord) -> Taken {
+        let session = &told.session;
         let operator = Identity::operator(&self.identity.trust_domain, &tunnel.decided.operator);
         if let Some(code) = session.refused
             && !self.quotas.denials.take(Instant::now(), &operator)
         {
-            return self.count_refusal(&session, code, &tunnel).await;
+            return self.count_refusal(session, code, &tunnel).await;
         }
         let ended = tunnel.ended.as_ref();
         let traffic = told
             .traffic
+            .clone()
             .or_else(|| ended.and_then(|ended| ended.traffic.clone()));
         let end = session.end;
         let of = SessionOf {
@@ -102,24 +126,27 @@ impl Control {
         };
         let record = SessionRecord {
             tunnel: session.tunnel,
-            service: session.service,
+            service: session.service.clone(),
             refused: session.refused,
             millis: session.millis,
             bytes_in: session.bytes_in,
             bytes_out: session.bytes_out,
             of,
         };
+        if self.evidence.is_paused() {
+            self.evidence.keep(record);
+            return Taken::Waits;
+        }
         if let Err(error) = self.store.session(record.clone()).await {
             tracing::warn!(tunnel = %record.tunnel.fmt_short(), %error, "a session waits to be recorded");
             self.evidence.keep(record);
-            return false;
+            return Taken::Waits;
         }
-        true
+        Taken::Done
     }
 
-    /// Counts a refusal of somebody who is refused very often, with what the device could not keep before it; says whether that
-    /// is done.
-    async fn count_refusal(&self, session: &SessionEnded, code: Code, tunnel: &TunnelRecord) -> bool {
+    /// Counts a refusal of somebody who is refused very often, with what the device could not keep before it.
+    async fn count_refusal(&self, session: &SessionEnded, code: Code, tunnel: &TunnelRecord) -> Taken {
         let recorded = match session.key() {
             Some(key) => self.store.is_session_recorded(key).await,
             None => Ok(false),
@@ -138,13 +165,12 @@ impl Control {
                 self.gather_many(&device, "session.ended dropped", dropped.sessions);
                 self.gather_many(&device, "session.refused dropped", dropped.refusals);
             }
-            // The device tells it again.
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "a refusal is not counted before the store can be read");
-                return false;
+                return Taken::Unread;
             }
         }
-        true
+        Taken::Done
     }
 }
 
@@ -217,10 +243,10 @@ mod tests {
         let control = server.control();
         for _ in 0..400 {
             control
-                .take_session(told(Some(Code::TargetRefused)), record(None))
+                .take_session(&told(Some(Code::TargetRefused)), record(None))
                 .await;
         }
-        control.take_session(told(None), record(None)).await;
+        control.take_session(&told(None), record(None)).await;
         let trail = control.store.audit(0, 10_000).await.unwrap();
         let count = |kind: &str| trail.iter().filter(|record| record.kind == kind).count() as u64;
         assert!((100..=300).contains(&count("session.refused")));
@@ -242,6 +268,46 @@ mod tests {
         told
     }
 
+    async fn take(control: &Control, told: &Told) -> Taken {
+        control.take_session(told, record(None)).await
+    }
+
+    /// THREATS AUD-03: what a device tells while the disk hangs waits beside its link, each once, however often it is told.
+    #[tokio::test]
+    async fn while_nothing_can_be_recorded_sessions_wait_without_the_disk_and_each_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let server = server_that(&directory, false).await;
+        let control = server.control();
+        let disk = control.store.hang().await;
+        control.pause(Duration::ZERO);
+        let all = async {
+            for number in (0..200).chain(0..200) {
+                assert_eq!(take(control, &numbered(number, None)).await, Taken::Waits);
+            }
+        };
+        let patience = Duration::from_secs(30);
+        tokio::time::timeout(patience, all)
+            .await
+            .expect("it waits for no disk");
+        drop(disk);
+        control.resume(Duration::ZERO).await;
+        assert!(!control.evidence.has_waiting());
+        let trail = control.store.audit(0, 10_000).await.unwrap();
+        let events = || {
+            trail
+                .iter()
+                .filter_map(|record| Event::read(&record.kind, &record.body))
+        };
+        let ended = events().filter(|event| matches!(event, Event::SessionEnded { .. }));
+        assert_eq!(ended.count(), 200);
+        let waited = events().find_map(|event| match event {
+            Event::EvidenceRestored { waited, lost, .. } => Some((waited, lost)),
+            _ => None,
+        });
+        assert_eq!(waited, Some((200, 0)));
+        server.shutdown().await;
+    }
+
     /// A refusal that has a record and is told again is neither recorded nor counted, however little of the quota is left; what
     /// a device dropped is counted where the refusal that tells of it is.
     #[tokio::test]
@@ -251,11 +317,7 @@ mod tests {
         let control = server.control();
         let refused = Some(Code::TargetRefused);
         for number in 0..400 {
-            assert!(
-                control
-                    .take_session(numbered(number, refused), record(None))
-                    .await
-            );
+            assert_eq!(take(control, &numbered(number, refused)).await, Taken::Done);
         }
         let count = async || {
             let trail = control.store.audit(0, 10_000).await.unwrap();
@@ -272,7 +334,7 @@ mod tests {
         };
         assert_eq!(recorded + gathered(control.evidence.gathered().take()), 400);
         for _ in 0..400 {
-            assert!(control.take_session(numbered(0, refused), record(None)).await);
+            assert_eq!(take(control, &numbered(0, refused)).await, Taken::Done);
         }
         assert_eq!(
             (count().await, control.evidence.gathered().take().len()),
@@ -287,7 +349,7 @@ mod tests {
         // All of the quota is gone for this one.
         let operator = Identity::operator(&control.identity.trust_domain, &"ana".parse().unwrap());
         while control.quotas.denials.take(Instant::now(), &operator) {}
-        assert!(control.take_session(telling, record(None)).await);
+        assert_eq!(take(control, &telling).await, Taken::Done);
         let events = control.evidence.gathered().take();
         assert_eq!((events.len(), gathered(events)), (2, 33));
         server.shutdown().await;
