@@ -521,6 +521,9 @@ pub struct Why {
     /// As if the tunnel was asked for with this lifetime
     #[arg(long, value_name = "TIME")]
     pub ttl: Option<Span>,
+    /// As if the tunnel was asked for one batch of commands, as `tunnel run` does
+    #[arg(long)]
+    pub batch: bool,
 }
 
 /// `tunnel facts`.

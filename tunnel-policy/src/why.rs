@@ -34,6 +34,8 @@ pub enum Need {
     SecondFactor,
     /// A shorter lifetime.
     ShorterLife,
+    /// To ask for one batch of commands instead of the whole service.
+    Batch,
 }
 
 /// Why something is decided as it is.
@@ -53,12 +55,13 @@ pub struct Why {
 
 impl Need {
     /// All of them, the most costly first: what can be left out is.
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Approval,
         Self::SecondFactor,
         Self::Login,
         Self::ShorterLife,
         Self::Reason,
+        Self::Batch,
     ];
 
     /// Says what is missing, as half a sentence.
@@ -69,6 +72,7 @@ impl Need {
             Self::Login => "a fresh login",
             Self::SecondFactor => "a fresh second factor",
             Self::ShorterLife => "a shorter lifetime",
+            Self::Batch => "a batch of commands",
         }
     }
 
@@ -88,6 +92,7 @@ impl Need {
                 circumstances.mfa_age = Some(Duration::ZERO);
             }
             Self::ShorterLife if terms.ttl > shortest => terms.ttl = shortest,
+            Self::Batch if !terms.batch => terms.batch = true,
             _ => return false,
         }
         true
@@ -158,7 +163,12 @@ impl Engine {
             .into_iter()
             .filter(|need| need.add_to(&mut question.clone()))
             .collect();
-        if !with(&needs) {
+        // A batch is another wish and no circumstance: where it is not needed, rules against batches are not asked.
+        let service = needs.iter().copied().filter(|need| *need != Need::Batch);
+        let service: Vec<Need> = service.collect();
+        if with(&service) {
+            needs = service;
+        } else if !with(&needs) {
             return Vec::new();
         }
         for need in Need::ALL {
@@ -254,6 +264,7 @@ fn facts(question: &Question) -> Vec<(String, String, String)> {
                 .map_or("absent".into(), |age| age.as_secs().to_string()),
         ),
         plain("context.ttl_secs", terms.ttl.as_secs().to_string()),
+        plain("context.batch", terms.batch.to_string()),
         plain(
             "context.reason",
             terms.reason.clone().unwrap_or_else(|| "absent".into()),
@@ -325,6 +336,10 @@ mod tests {
         @id("site") permit (principal, action == Action::"connect", resource)
         when { resource.device.asserted.hasTag("site") && resource.device.asserted.getTag("site").value == "north" };
         @id("no-diag") forbid (principal, action == Action::"connect", resource) when { resource.name == "diag" };
+        @id("run") @requires_approval permit (principal, action == Action::"connect", resource)
+        when { resource.name == "run" && context.batch };
+        @id("no-batch") forbid (principal, action == Action::"connect", resource)
+        when { resource.name == "web" && context.batch };
     "#;
 
     fn why(service: &str, reason: Option<&str>, groups: &[&str], facts: &[(&str, &str)]) -> Why {
@@ -352,7 +367,11 @@ mod tests {
         );
         let denied = why("ssh", Some("INC-7"), &["technicians"], &[]);
         assert_eq!(denied.missing, [Need::Login]);
+        // A rule against batches is none against the service.
         assert_eq!(why("web", None, &[], &[]).missing, [Need::Approval]);
+        let batchless = why("run", None, &[], &[]);
+        assert_eq!(batchless.missing, [Need::Approval, Need::Batch]);
+        assert_eq!(batchless.facts["context.batch"], "false");
         let forbidden = why("diag", None, &[], &[("site", "north")]);
         assert_eq!(
             (

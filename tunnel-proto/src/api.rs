@@ -777,6 +777,9 @@ pub struct AskWhy {
     /// Its lifetime in seconds; the server's default if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_secs: Option<u64>,
+    /// Whether it would be for one batch of commands alone.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub batch: bool,
 }
 
 /// Answer to [`AskWhy`].

@@ -25,6 +25,7 @@ pub async fn why(context: &Context, args: args::Why) -> Result<(), Failure> {
         source: args.source.map(|source| source.to_string()),
         reason: args.reason,
         ttl_secs: args.ttl.map(|ttl| ttl.0.as_secs()),
+        batch: args.batch,
     };
     let why = api
         .why(&request)

@@ -180,7 +180,7 @@ fn terms(request: &AskWhy) -> Result<Terms, Refusal> {
         reason,
         approval: None,
         break_glass: false,
-        batch: false,
+        batch: request.batch,
         authoriser: None,
     })
 }

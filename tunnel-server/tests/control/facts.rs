@@ -346,6 +346,8 @@ async fn pol_01_an_explanation_tells_no_more_than_one_may_know() {
         @id("view") permit (principal in OperatorGroup::"technicians", action == Action::"view", resource);
         @id("ssh") @max_sessions("2") permit (principal in OperatorGroup::"technicians", action == Action::"connect", resource)
         when { resource.name == "ssh" && context has reason };
+        @id("run") permit (principal in OperatorGroup::"technicians", action == Action::"connect", resource)
+        when { resource.name == "run" && context.batch };
         @id("secret-rule") forbid (principal == Operator::"tess", action == Action::"connect", resource)
         when { resource.name == "web" };"#;
     let put = json!({ "text": text });
@@ -389,6 +391,20 @@ async fn pol_01_an_explanation_tells_no_more_than_one_may_know() {
         (&json!("allow"), &json!(["ssh"]))
     );
     assert_eq!(allowed["limits"]["sessions"], 2);
+
+    // What is permitted for a batch of commands alone.
+    let mut run = ask("pump", "run");
+    let whole: Value = why(&tess, run.clone()).await.good();
+    assert_eq!(
+        (&whole["outcome"], &whole["missing"]),
+        (&json!("deny"), &json!(["a batch of commands"]))
+    );
+    run["batch"] = true.into();
+    let batch: Value = why(&tess, run).await.good();
+    assert_eq!(
+        (&batch["outcome"], &batch["policies"]),
+        (&json!("allow"), &json!(["run"]))
+    );
 
     // Of others only who may read policies asks, and learns the rules.
     let of = |name: &str, body: &Value| {
