@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tunnel_net::clock::Clock;
 use tunnel_net::stream::{self, MessageError};
+use tunnel_proto::ServiceName;
 use tunnel_proto::batch::Batch;
 use tunnel_proto::code::Code;
 use tunnel_proto::frame;
@@ -66,8 +67,20 @@ pub(crate) struct Context {
 /// A session that was let in; counted out when it is dropped.
 struct Admitted<'a> {
     context: &'a Context,
+    name: ServiceName,
     target: Target,
     _permit: Permit,
+}
+
+impl Admitted<'_> {
+    /// Returns what the owner says of commands at this moment; nothing where none are run any more.
+    fn commands(&self) -> Option<Commands> {
+        let settings = self.context.settings.borrow();
+        match &settings.policy.services.get(&self.name)?.target {
+            Target::Commands(commands) => Some(commands.clone()),
+            _ => None,
+        }
+    }
 }
 
 impl Drop for Admitted<'_> {
@@ -122,6 +135,7 @@ impl Context {
         Ok(Admitted {
             context: self,
             target: service.target.clone(),
+            name,
             _permit: permit,
         })
     }
@@ -131,8 +145,8 @@ impl Context {
 enum Service {
     /// A connection on the device.
     Connection(Reader, Writer),
-    /// Commands that were admitted, and what holds while they run.
-    Commands(Batch, Commands),
+    /// Commands that were admitted.
+    Commands(Batch),
 }
 
 /// What is told of a session when it is over.
@@ -199,7 +213,7 @@ async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, re
             Target::Commands(rules) => {
                 let batch = read_batch(&mut recv, record).await?;
                 rules.admit(&batch, context.right.grant.batch)?;
-                Service::Commands(batch, rules.clone())
+                Service::Commands(batch)
             }
             target => {
                 let (reader, writer) = connect(target).await?;
@@ -209,7 +223,7 @@ async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, re
         Ok((admitted, service))
     };
     match opened.await {
-        Ok((_admitted, service)) => {
+        Ok((admitted, service)) => {
             tracing::debug!(service = record.service, "session");
             if stream::write_message(&mut send, &SessionAnswer { refused: None })
                 .await
@@ -217,7 +231,7 @@ async fn serve(context: &Context, mut send: SendStream, mut recv: RecvStream, re
             {
                 match service {
                     Service::Connection(reader, writer) => join(send, recv, reader, writer, record).await,
-                    Service::Commands(batch, rules) => run_batch(&batch, &rules, send, record).await,
+                    Service::Commands(batch) => run_batch(&batch, &admitted, send, record).await,
                 }
             }
         }
@@ -275,8 +289,9 @@ async fn join(send: SendStream, recv: RecvStream, reader: Reader, writer: Writer
 }
 
 /// Runs commands; dropped, it ends them (THREATS AGT-13).
-async fn run_batch(batch: &Batch, rules: &Commands, send: SendStream, record: &mut Record) {
+async fn run_batch(batch: &Batch, admitted: &Admitted<'_>, send: SendStream, record: &mut Record) {
     tracing::info!(batch = %batch.hash(), commands = batch.commands().len(), "commands");
+    let rules = || admitted.commands();
     let ran = commands::run::run(batch, rules, send, &mut record.bytes_out).await;
     record.by = EndedBy::Both;
     if let Err(error) = ran {

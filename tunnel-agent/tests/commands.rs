@@ -213,6 +213,35 @@ async fn what_is_no_batch_or_not_listed_is_refused() {
     assert!(said[1].end.is_good(), "{said:?}");
 }
 
+/// An owner who takes a command off the list while a batch runs is heard before its turn comes.
+#[tokio::test]
+async fn what_the_owner_lists_no_more_is_not_begun() {
+    let mut world = World::new(ALLOW).await;
+    let (tunnel, _) = world.tunnel(1, None).await;
+    let file = tempfile::tempdir().unwrap();
+    let go = file.path().join("go");
+    let wait = format!("echo begun; while ! [ -e {} ]; do sleep 0.02; done", go.display());
+    let all = batch(&[
+        &["/bin/sh", "-c", &wait],
+        &["/bin/echo", "listed no more"],
+        &["/bin/sh", "-c", "echo last"],
+    ]);
+    let (refused, mut recv) = ask(&tunnel, &all).await;
+    assert_eq!(refused, None);
+    assert_eq!(first_line(&mut recv).await, "begun");
+    let narrower = "[services.diag]\ntarget = \"exec:\"\nallow = [\"/bin/sh *\"]\n";
+    world.device.reconfigure(narrower).await;
+    while !matches!(world.link.next().await, FromAgent::Report(_)) {}
+    std::fs::write(&go, "").unwrap();
+    let said = read(recv).await;
+    assert!(said[0].end.is_good(), "what runs goes on: {said:?}");
+    assert_eq!(
+        (said[1].why(), said[1].out().as_str()),
+        (Some(Code::LocalPolicy), "")
+    );
+    assert_eq!(said[2].out(), "last\n");
+}
+
 #[tokio::test]
 async fn without_a_list_nothing_is_run() {
     let mut world = World::new("").await;

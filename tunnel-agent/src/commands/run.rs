@@ -45,13 +45,13 @@ impl Back<'_> {
 }
 
 /// Runs a batch to its end. Dropped before that, it kills what runs. A command that fails does not keep the next from being
-/// run.
+/// run. Each is run by the `rules` that hold when its turn comes.
 ///
 /// # Errors
 /// Tells that the operator has broken it off.
 pub(crate) async fn run(
     batch: &Batch,
-    rules: &Commands,
+    rules: impl Fn() -> Option<Commands>,
     mut send: SendStream,
     count: &mut u64,
 ) -> io::Result<()> {
@@ -63,6 +63,7 @@ pub(crate) async fn run(
                 command,
                 count,
             };
+            let rules = rules().filter(|rules| rules.lists(words));
             one(words, rules, &mut back).await?;
         }
         io::Result::Ok(())
@@ -76,18 +77,18 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Runs one command and tells its end.
-async fn one(words: &[String], rules: &Commands, back: &mut Back<'_>) -> io::Result<()> {
+/// Runs one command, if the owner still lists it, and tells its end.
+async fn one(words: &[String], rules: Option<Commands>, back: &mut Back<'_>) -> io::Result<()> {
     let start = Instant::now();
-    let end = match start_program(words) {
-        Ok((child, group)) => watch(child, &group, rules, back).await?,
-        Err(error) => {
-            tracing::debug!(%error, "a command could not be started");
-            CommandEnd {
-                why: Some(Refusal::new(Code::CommandStart, error.kind().to_string())),
-                ..CommandEnd::default()
+    let end = match rules {
+        Some(rules) => match start_program(words.to_vec()).await {
+            Ok((child, group)) => watch(child, &group, &rules, back).await?,
+            Err(error) => {
+                tracing::debug!(%error, "a command could not be started");
+                not_run(Refusal::new(Code::CommandStart, error.kind().to_string()))
             }
-        }
+        },
+        None => not_run(Code::LocalPolicy.into()),
     };
     let millis = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     back.tell(Ran {
@@ -97,8 +98,22 @@ async fn one(words: &[String], rules: &Commands, back: &mut Back<'_>) -> io::Res
     .await
 }
 
+fn not_run(why: Refusal) -> CommandEnd {
+    CommandEnd {
+        why: Some(why),
+        ..CommandEnd::default()
+    }
+}
+
+/// Starts a program, which may take as long as its disk does: all else goes on meanwhile. Given up before that, what has started
+/// is killed.
+async fn start_program(words: Vec<String>) -> io::Result<(Child, Group)> {
+    let started = tokio::task::spawn_blocking(move || spawn(&words)).await;
+    started.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
 /// Starts a program: no shell, nothing of the agent's environment, nothing to read, and a process group of its own.
-fn start_program(words: &[String]) -> io::Result<(Child, Group)> {
+fn spawn(words: &[String]) -> io::Result<(Child, Group)> {
     let (program, arguments) = words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let child = Command::new(program)
         .args(arguments)
