@@ -26,6 +26,8 @@ pub(crate) const APPROVAL_ASKED: &str = "approval.asked";
 pub(crate) const WHY_ASKED: &str = "why.asked";
 /// Requests at once: what more there is waits, and its time runs.
 const AT_ONCE: usize = 64;
+/// Questions at once that open nothing, beside those.
+const WHY_AT_ONCE: usize = 4;
 /// Most facts in an answer.
 const MAX_FACTS: usize = 32;
 
@@ -35,6 +37,8 @@ pub(crate) struct Authoriser {
     client: Client,
     deadline: Duration,
     turns: Semaphore,
+    /// Of questions that open nothing: they take no turn of one that does.
+    turns_of_why: Semaphore,
 }
 
 /// What the authoriser said of a request that it does not forbid.
@@ -79,6 +83,7 @@ impl Authoriser {
             client: Client::new(&config.target, data)?,
             deadline: config.deadline,
             turns: Semaphore::new(AT_ONCE),
+            turns_of_why: Semaphore::new(WHY_AT_ONCE),
         })
     }
 
@@ -100,7 +105,7 @@ impl Authoriser {
             id: id.clone(),
             body: body.to_string().into(),
         };
-        let answer = tokio::time::timeout(self.deadline, self.in_turn(&message, now)).await;
+        let answer = tokio::time::timeout(self.deadline, self.in_turn(event, &message, now)).await;
         let answer =
             answer.unwrap_or_else(|_| Err(format!("no answer within {} ms", self.deadline.as_millis())));
         let consulted = |answer: String| Consulted {
@@ -132,8 +137,12 @@ impl Authoriser {
         }
     }
 
-    async fn in_turn(&self, message: &Message, now: UnixTime) -> Result<Answer, String> {
-        let _turn = self.turns.acquire().await.map_err(|error| error.to_string())?;
+    async fn in_turn(&self, event: &str, message: &Message, now: UnixTime) -> Result<Answer, String> {
+        let turns = match event {
+            WHY_ASKED => &self.turns_of_why,
+            _ => &self.turns,
+        };
+        let _turn = turns.acquire().await.map_err(|error| error.to_string())?;
         let sent = self.client.send(message, now, self.deadline).await;
         let body = sent.map_err(|error| error.to_string())?;
         read(&body)

@@ -504,3 +504,34 @@ async fn why_tells_what_the_authoriser_says() {
     assert!(tunnels.is_empty(), "{tunnels:?}");
     world.server.shutdown().await;
 }
+
+/// Who asks why again and again takes no turn of those who want a tunnel.
+#[tokio::test]
+async fn explanations_that_wait_hold_up_no_opening() {
+    let hook = Hook::start(Manner::Hangs).await;
+    let (world, mut agent) = cast(&hook).await;
+    let question = json!({ "device": "pump", "service": "ssh" });
+    let why = async || world.api(&world.admin).post("/v1/why", &question).await;
+    let whys = futures_util::future::join_all((0..8).map(|_| why()));
+    let opening = async {
+        let asked = || {
+            hook.got()
+                .iter()
+                .filter(|got| got.json()["type"] == "why.asked")
+                .count()
+        };
+        let patience = Instant::now() + Duration::from_secs(8);
+        while asked() < 4 {
+            assert!(Instant::now() < patience, "{} were asked", asked());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        hook.now(allow("0"));
+        opened(&world, &mut agent).await;
+        assert_eq!(asked(), 4, "the others wait for those");
+    };
+    tokio::select! {
+        answers = whys => panic!("the authoriser does not answer: {answers:?}"),
+        () = opening => {}
+    }
+    world.server.shutdown().await;
+}
