@@ -41,7 +41,6 @@ impl Control {
             }
         }
         self.recover_cuts().await?;
-        self.expire_approvals().await?;
         let cut = self.reload_revoked(BY).await?
             + self.cut_suspended(BY).await
             + self.cut_withdrawn(BY).await?
