@@ -258,21 +258,25 @@ fn a_worker_that_drains_begins_no_session_while_the_server_cannot_record() {
     drop((before, forward));
 
     let refused = "E_AUDIT_UNAVAILABLE";
-    tunnel_e2e::until_ok("all ends to be recorded", HANDOVER, || {
-        // Not as a list, which is bounded: it takes some sessions until the disk is seen to be full.
-        let trail = fleet.admin.audit();
-        let of = |kind: &'static str| trail.iter().filter(move |record| record["kind"] == kind);
-        let was_refused =
-            of("session.refused").any(|record| record["body"].as_str().unwrap().contains(refused));
-        let took_place = of("session.ended").count() as u64;
-        match was_refused && took_place == echo.count() {
-            true => Ok(()),
-            false => Err(format!(
-                "{took_place} of {}, refused: {was_refused}",
-                echo.count()
-            )),
-        }
-    });
+    // Not as a list, which is bounded: it takes some sessions until the disk is seen to be full.
+    let all_recorded = |count: u64| {
+        tunnel_e2e::until_ok("all ends to be recorded", HANDOVER, || {
+            let trail = fleet.admin.audit();
+            let of = |kind: &'static str| trail.iter().filter(move |record| record["kind"] == kind);
+            let was_refused =
+                of("session.refused").any(|record| record["body"].as_str().unwrap().contains(refused));
+            let took_place = of("session.ended").count() as u64;
+            match was_refused && took_place == count {
+                true => Ok(()),
+                false => Err(format!("{took_place} of {count}, refused: {was_refused}")),
+            }
+        });
+    };
+    all_recorded(echo.count());
+    // One more, after which nothing is told that was told before.
+    let last = fleet.admin.tunnel_with(&["connect", "pump-17", "echo"], b"last");
+    assert_eq!(last.text(), "last");
+    all_recorded(echo.count());
 }
 
 #[test]
