@@ -5,6 +5,7 @@
 //! replaces the supervisor; its successor gets the channels of the workers from the service manager ([`store`]), starts a
 //! worker of its own program, and has the others drain once that one has come through ([`succession`]).
 
+mod carry;
 mod programs;
 mod store;
 mod succession;
@@ -20,11 +21,13 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tunnel_proto::handover::Message;
 
+use self::carry::carry;
 use self::programs::Programs;
 use self::succession::{Output, Program, Succession};
-use crate::channel::{self, Channel};
+use crate::channel;
 use crate::defaults;
 use crate::failure::Failure;
 use crate::run;
@@ -72,6 +75,8 @@ struct Supervisor {
     workers: BTreeMap<u64, Worker>,
     channels: JoinSet<()>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    /// Leaves what workers say from there on to the successor.
+    leaving: CancellationToken,
     /// Copies of programs that are being written.
     copies: JoinSet<()>,
 }
@@ -108,6 +113,7 @@ pub(crate) async fn supervise(mut start: Start) -> Result<u8, Failure> {
         workers: BTreeMap::new(),
         channels: JoinSet::new(),
         events: mpsc::channel(defaults::QUEUE),
+        leaving: CancellationToken::new(),
         copies: JoinSet::new(),
     };
     for (number, fd) in inherited {
@@ -210,8 +216,8 @@ impl Supervisor {
         let (outbox, inbox) = mpsc::channel(defaults::QUEUE + defaults::WAITING.count);
         let outbox = Some(outbox);
         self.workers.insert(number, Worker { outbox, child });
-        self.channels
-            .spawn(carry(number, fd, inbox, self.events.0.clone()));
+        let (events, leaving) = (self.events.0.clone(), self.leaving.clone());
+        self.channels.spawn(carry(number, fd, inbox, events, leaving));
     }
 
     fn send(&mut self, number: u64, message: Message) {
@@ -263,13 +269,22 @@ impl Supervisor {
 }
 
 impl Supervisor {
-    /// Leaves what was heard and not passed on to a worker, and lets go of all channels.
+    /// Leaves what was heard and not passed on to a worker, and lets go of all channels. What workers say from here on stays in
+    /// those for the successor, also what one hands straight back.
     async fn pass_on(&mut self) {
-        while let Ok((worker, said)) = self.events.1.try_recv() {
-            if let Some(message @ Message::Ended(_)) = said {
-                self.succession.handle_message(Instant::now(), worker, message);
+        self.leaving.cancel();
+        let (events, mut heard) = std::mem::replace(&mut self.events, mpsc::channel(1));
+        drop(events);
+        // There is nothing more once no channel is read.
+        let all = async {
+            while let Some((worker, said)) = heard.recv().await {
+                if let Some(message @ (Message::Ended(_) | Message::EndTunnel(_) | Message::EndAll(_))) = said
+                {
+                    self.succession.handle_message(Instant::now(), worker, message);
+                }
             }
-        }
+        };
+        let _ = tokio::time::timeout(defaults::CLOSE_DEADLINE, all).await;
         self.succession.handle_leave();
         while let Some(output) = self.succession.poll_output() {
             if let Output::Send { worker, message } = output {
@@ -306,29 +321,6 @@ impl Worker {
         let status = child.wait().ok()?;
         status.code().and_then(|code| u8::try_from(code).ok())
     }
-}
-
-/// Carries messages between a worker and the supervisor until one of them is gone.
-async fn carry(number: u64, fd: OwnedFd, mut inbox: mpsc::Receiver<Message>, events: mpsc::Sender<Event>) {
-    if let Ok(mut channel) = Channel::new(fd) {
-        loop {
-            // Both are cancel-safe.
-            tokio::select! {
-                message = inbox.recv() => match message {
-                    Some(message) => channel.send(&message),
-                    None => {
-                        channel.flushed().await;
-                        break;
-                    }
-                },
-                said = channel.recv() => match said {
-                    Some(message) => drop(events.send((number, Some(message))).await),
-                    None => break,
-                },
-            }
-        }
-    }
-    let _ = events.send((number, None)).await;
 }
 
 async fn wait_until(at: Option<Instant>) {
