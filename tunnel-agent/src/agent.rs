@@ -263,6 +263,7 @@ impl Agent {
     async fn shut_down(&mut self) {
         tracing::info!(tunnels = self.tunnels.len(), "agent stops");
         self.end_tunnels(Code::TunnelClosed, |_| true);
+        self.outgoing.tell_all();
         let ended = async {
             while !self.tunnels.is_empty() || self.ready().is_some() || self.is_unconfirmed() {
                 let ready = self.ready();

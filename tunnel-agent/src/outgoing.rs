@@ -113,6 +113,11 @@ impl Outgoing {
         self.confirms = confirms;
     }
 
+    /// Holds nothing back any more: this process stops, and has no link to spare.
+    pub const fn tell_all(&mut self) {
+        self.bounds.unconfirmed = usize::MAX;
+    }
+
     /// Takes the oldest message that may be told now, to tell it on the link. An end of a session that the server will confirm
     /// is kept.
     pub fn pop(&mut self) -> Option<FromAgent> {

@@ -156,6 +156,12 @@ fn only_some_are_told_before_they_are_confirmed_and_nothing_else_waits_for_them(
     assert_eq!(all(&mut queue), [session(4), session(5)]);
     queue.handle_kept(&[key(4), key(5)]);
     assert_eq!(all(&mut queue), [session(6)]);
+    // One that stops has no time for answers.
+    let mut last = window(10, 2);
+    last.link_up(true);
+    (1..=4).for_each(|number| last.push(session(number)));
+    last.tell_all();
+    assert_eq!(all(&mut last).len(), 4);
     // One that confirms nothing gets all.
     queue.link_lost();
     queue.link_up(false);
