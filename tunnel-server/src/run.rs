@@ -214,6 +214,8 @@ impl Server {
             })
             .await?;
         let recovered = control.recover().await.map_err(RunError::Recovery)?;
+        // Before anybody can rest on one. A failure was logged, and is tried again.
+        let _ = control.expire_approvals().await;
         tracing::info!(node = %control.node, %tcp, %udp, recovered, "listening");
 
         let api_tls = Arc::new(ArcSwap::new(tls.api));

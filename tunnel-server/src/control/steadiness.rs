@@ -21,7 +21,6 @@ pub(crate) struct Moment {
 /// Watches the clock by its own readings.
 #[derive(Debug)]
 pub(crate) struct Steadiness {
-    began: Instant,
     last: (UnixTime, Instant),
     even_since: Instant,
     jumped: Option<Jump>,
@@ -38,7 +37,6 @@ impl Steadiness {
     /// Begins with a clock that is believed.
     pub(crate) const fn new(wall: UnixTime, now: Instant) -> Self {
         Self {
-            began: now,
             last: (wall, now),
             even_since: now,
             jumped: None,
@@ -96,14 +94,6 @@ impl Steadiness {
     pub(crate) fn without_jump(&self, now: Instant) -> Option<UnixTime> {
         let (wall, read_at) = self.jumped?.before;
         Some(wall.after(now.saturating_duration_since(read_at)))
-    }
-
-    /// Returns the time by which what is over is over for good: that of a clock which went evenly for long. Soon after the start
-    /// there is none, since this clock, or the one of the newest record, may have been ahead for a moment only.
-    pub(crate) fn proven(&self, wall: UnixTime, now: Instant) -> Option<UnixTime> {
-        let (wall, read_at) = self.jumped.map_or((wall, now), |jump| jump.before);
-        let was_even = read_at.saturating_duration_since(self.began) >= SETTLES;
-        was_even.then(|| wall.after(now.saturating_duration_since(read_at)))
     }
 }
 
@@ -167,29 +157,6 @@ mod tests {
         assert_eq!(clock.without_jump(start + later), Some(newest.after(later)));
         assert!(clock.is_steady(wall.after(SETTLES), start + SETTLES));
         assert_eq!(clock.without_jump(start + SETTLES), None);
-    }
-
-    /// THREATS SRV-09: what ends for good does so by no clock of a moment.
-    #[test]
-    fn srv_09_nothing_is_proven_soon_after_the_start_nor_by_a_jump() {
-        let (wall, start) = (UnixTime::from_secs(1_800_000_000), Instant::now());
-        let hour = Duration::from_secs(3600);
-        let at = |secs: u64| start + Duration::from_secs(secs);
-        let read = |secs: u64| wall.after(Duration::from_secs(secs));
-        for newest in [wall, wall.after(hour)] {
-            let mut clock = Steadiness::after(newest, wall, start);
-            clock.is_steady(read(60), at(60));
-            assert_eq!(clock.proven(read(60), at(60)), None);
-            // A jump in that time leaves none either, until it has settled.
-            clock.is_steady(read(70).after(hour), at(70));
-            clock.is_steady(read(130).after(hour), at(130));
-            assert_eq!(clock.proven(read(130).after(hour), at(130)), None);
-            clock.is_steady(read(200).after(hour), at(200));
-            let settled = read(200).after(hour);
-            assert_eq!(clock.proven(settled, at(200)), Some(settled));
-            clock.is_steady(read(300), at(300));
-            assert_eq!(clock.proven(read(300), at(300)), Some(read(300).after(hour)));
-        }
     }
 
     #[test]

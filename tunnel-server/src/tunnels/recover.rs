@@ -41,6 +41,7 @@ impl Control {
             }
         }
         self.recover_cuts().await?;
+        self.expire_approvals().await?;
         let cut = self.reload_revoked(BY).await?
             + self.cut_suspended(BY).await
             + self.cut_withdrawn(BY).await?
