@@ -213,6 +213,7 @@ fn pol_03_an_opening_that_races_a_change_is_met_at_any_moment() {
     let (mut before, mut after) = (0, 0);
     for round in 0..=rounds {
         assert_eq!(put(&admin, &open).status, 200);
+        // The moment of each is the input of this test, so it is by the clock.
         let late = span * 2 * round / rounds;
         let (changed, opened) = std::thread::scope(|scope| {
             let opening = scope.spawn(|| {
